@@ -1,0 +1,170 @@
+"""The command line: verbs, thin. Results go to standard output, everything else to standard error."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import os
+import re
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sartor import __version__
+from sartor.config import DemoConfig, DpoConfig, SampleConfig, from_yaml
+from sartor.errors import UserError, unknown
+
+HELP = f"""sartor {__version__}: alignment of language models, made to measure
+
+  sartor demo      the whole road in ten minutes: a real model before and after it was fitted to preferences
+  sartor dpo       fit a model to your comparisons or rankings, with evidence
+  sartor sample    answer prompts with a model
+
+Each verb has its own --help, takes --config FILE.yaml with the same names, and --debug for a traceback.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``sartor``."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        sys.exit(_run(arguments))
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"sartor: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("sartor: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] in ("--version", "version"):
+        print(f"sartor {__version__}")
+        return 0
+    verbs: dict[str, Callable[[list[str]], None]] = {"demo": _demo, "dpo": _dpo, "sample": _sample}
+    if arguments[0] not in verbs:
+        raise unknown("verb", arguments[0], verbs)
+    verbs[arguments[0]](arguments[1:])
+    return 0
+
+
+# Options are parsed before torch is imported: a slip of the pen should be told at once.
+
+
+def _demo(arguments: list[str]) -> None:
+    config = parse("demo", DemoConfig, arguments)
+    from sartor.demo import run_demo
+
+    print(run_demo(config, _command("demo", arguments)).closing_lines())
+
+
+def _dpo(arguments: list[str]) -> None:
+    config = parse("dpo", DpoConfig, arguments)
+    from sartor.train.dpo import train_dpo
+
+    print(train_dpo(config, command=_command("dpo", arguments)).closing_lines())
+
+
+def _sample(arguments: list[str]) -> None:
+    config = parse("sample", SampleConfig, arguments)
+    from sartor.rollout.command import run_sample
+
+    run_sample(config)
+
+
+def _command(verb: str, arguments: list[str]) -> str:
+    return shlex.join(["sartor", verb, *(a for a in arguments if a != "--resume")])
+
+
+def parse(verb: str, config: type, arguments: Sequence[str]) -> Any:
+    """Fill a verb's dataclass: from the run to resume, then ``--config``, then the command line, the last one winning.
+
+    Raises:
+        UserError: an option that is unknown, missing or of the wrong type, in one line.
+    """
+    import tyro
+
+    file, rest = _take(list(arguments), "--config")
+    output, _ = _take(rest, "--output")
+    known: dict[str, Any] = {}
+    if "--resume" in rest and output and (Path(output) / "config.yaml").is_file():
+        known |= from_yaml(Path(output) / "config.yaml", config)
+    if file:
+        known |= from_yaml(Path(file), config)
+    _refuse_unknown(config, rest)
+    needed = [f.name for f in dataclasses.fields(config) if f.default is f.default_factory is dataclasses.MISSING]
+    asks_help = "-h" in rest or "--help" in rest
+    missing = [name for name in needed if name not in known and not _given(rest, name)]
+    if missing and not asks_help:
+        wanted = " ".join(f"--{name} {name.upper()}" for name in needed)
+        raise UserError(f"{verb}: missing {', '.join('--' + name for name in missing)}; wanted: sartor {verb} {wanted}")
+    defaults = {name: tyro.MISSING for name in needed} | known
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                config,
+                prog=f"sartor {verb}",
+                args=rest,
+                default=_unchecked(config, defaults),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(f"{verb}: {_one_line(said.getvalue())}") from None
+
+
+def _unchecked(config: type, values: dict[str, Any]) -> Any:
+    """An instance whose required fields may still be missing, so that its checks must wait for the real one."""
+    instance = object.__new__(config)
+    for f in dataclasses.fields(config):
+        setattr(instance, f.name, values.get(f.name, f.default))
+    return instance
+
+
+def _take(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of an option, and the arguments without it."""
+    for i, argument in enumerate(arguments):
+        if argument == option:
+            if i + 1 == len(arguments):
+                raise UserError(f"{option}: wanted a path after it")
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+        if argument.startswith(option + "="):
+            return argument.removeprefix(option + "="), arguments[:i] + arguments[i + 1 :]
+    return None, arguments
+
+
+def _given(arguments: Sequence[str], name: str) -> bool:
+    option = "--" + name.replace("_", "-")
+    return any(a.split("=")[0].replace("_", "-") == option for a in arguments)
+
+
+def _refuse_unknown(config: type, arguments: Sequence[str]) -> None:
+    names = [f.name.replace("_", "-") for f in dataclasses.fields(config)]
+    known = {"help", "config", "debug", *names, *(f"no-{name}" for name in names)}
+    for argument in arguments:
+        name = argument.split("=")[0].removeprefix("--").replace("_", "-")
+        if argument.startswith("--") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean --{near[0]}? " if near else ""
+            raise UserError(f"unknown option --{name}: {hint}see --help for all")
+
+
+def _one_line(box: str) -> str:
+    """tyro's framed message as one line."""
+    words = re.sub(r"[─│╭╮╰╯]", " ", box).split()
+    text = " ".join(words)
+    return re.sub(r"^(Parsing error|Value error)\s*", "", text).split(" Argument helptext:")[0].split(" For full ")[0]

@@ -1,0 +1,209 @@
+"""One dataclass per verb. A YAML file and the command line fill the same fields; help texts are the strings under them."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sartor.errors import UserError, unknown
+
+
+@dataclass(kw_only=True)
+class DpoConfig:
+    """Fit a model to comparisons or rankings with direct preference optimisation (arXiv 2305.18290)."""
+
+    model: str
+    """Hub id, folder, .gguf file, or 'smollm2' (135M chat model, no Hub account needed)."""
+    data: str
+    """JSON, JSONL, CSV or Parquet file (.gz too), or Hub id: prompt/chosen/rejected, HH transcripts, rankings."""
+    output: Path
+    """Run folder to create: config, metrics, checkpoints, model/, report.html."""
+
+    eval_data: str | None = None
+    """Held-out preferences. By default a share of --data, split by prompt."""
+    eval_fraction: float = 0.1
+    """Share of --data to hold out where there is no --eval-data."""
+    limit: int | None = None
+    """Train on at most so many rows, for a quick try."""
+    eval_limit: int | None = None
+    """Hold out at most so many rows."""
+    split: str = "train"
+    """Split to read of a Hub data set."""
+    on_bad_row: str = "skip"
+    """skip: leave out up to 1 % of rows and say so; drop: any number; error: stop at the first."""
+    as_chat: bool = False
+    """Treat plain strings as one user turn and one assistant turn of the chat template."""
+    max_length: int = 1024
+    """Tokens of prompt and completion; longer prompts lose their start, longer completions are left out."""
+
+    loss: str = "dpo"
+    """Objective: a registered name, or path/to/file.py:function."""
+    beta: float = 0.1
+    """KL leash; higher stays closer to the reference."""
+    learning_rate: float | None = None
+    """Peak learning rate. Default by size: full 2e-5 to 0.5B, 5e-6 to 3B, 1e-6 above; LoRA 10 times that."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after warm-up."""
+    warmup_ratio: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Clip the gradient's norm to this."""
+    epochs: float = 1.0
+    """Passes over the training data."""
+    max_steps: int | None = None
+    """Stop after so many optimizer steps, whatever --epochs says."""
+    batch_size: int = 8
+    """Prompts per optimizer step (a ranking of K answers counts as one)."""
+    token_budget: int = 4096
+    """Tokens per forward pass: bounds memory, never changes the result."""
+    lora_r: int = 0
+    """Rank of a LoRA adapter on all linear layers; 0 trains all weights."""
+    lora_alpha: int | None = None
+    """LoRA scale; twice the rank by default."""
+    dtype: str = "auto"
+    """bfloat16, float32, or auto: bfloat16 where the hardware multiplies in it. Optimizer state is always fp32."""
+
+    eval_every: int | None = None
+    """Steps between evaluations; by default four in all."""
+    eval_prompts: int = 32
+    """Held-out prompts to answer before and after, and to measure KL on. 0: none."""
+    eval_samples: int = 1
+    """Answers to each of them."""
+    max_new_tokens: int = 64
+    """Length of these answers, in tokens."""
+    temperature: float = 0.7
+    """Temperature of these answers (KL is always measured at 1)."""
+    score: str | None = None
+    """Scorer for the answers: a registered name (vader), or file.py:function with TRL's reward signature."""
+    save_every: int = 100
+    """Steps between checkpoints; the last one is kept."""
+    seed: int = 0
+    """Fixes split, order, adapter and samples: same seed, same machine, same result."""
+    resume: bool = False
+    """Go on with the run in --output, bit for bit where it was interrupted."""
+
+    def __post_init__(self) -> None:
+        positive = ("beta", "max_length", "batch_size", "token_budget", "max_grad_norm", "save_every", "max_new_tokens")
+        for name in (*positive, "epochs", "eval_samples"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("learning_rate", "max_steps", "eval_every", "limit", "eval_limit"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "above 0")
+        _require(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "between 0 and 1")
+        _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "at least 0 and below 1")
+        _require(self.lora_r >= 0, "lora_r", self.lora_r, "0 (full training) or a rank")
+        _require(self.eval_prompts >= 0, "eval_prompts", self.eval_prompts, "0 or more")
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """Answer prompts with a model, several samples each."""
+
+    model: str
+    """Hub id, folder (a run's model/ too), .gguf file, or 'smollm2'."""
+    prompts: str
+    """Text file with one prompt a line, or data with a 'prompt' column (strings or role/content lists)."""
+    output: Path | None = None
+    """JSONL file to write (prompt, completions); by default they are shown."""
+    n: int = 1
+    """Samples per prompt."""
+    max_new_tokens: int = 256
+    """Longest completion, in tokens."""
+    temperature: float = 1.0
+    """0 always takes the likeliest token."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that make up this much probability."""
+    batch_size: int = 64
+    """Completions decoded at a time."""
+    max_length: int = 4096
+    """Tokens of the prompt; longer ones lose their start."""
+    as_chat: bool = True
+    """Treat a plain string as a user turn of the chat template (--no-as-chat: continue it as it stands)."""
+    dtype: str = "auto"
+    """bfloat16, float32, or auto."""
+    seed: int = 0
+    """Same seed, same machine, same samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("n", "max_new_tokens", "batch_size", "max_length"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+
+
+@dataclass(kw_only=True)
+class DemoConfig:
+    """The whole road in ten minutes: answers, preferences, training, evidence on prompts never trained on."""
+
+    model: str = "smollm2"
+    """Model to fit."""
+    data: str | None = None
+    """Your own preferences instead of the built-in stand-in for a person."""
+    output: Path | None = None
+    """Run folder; by default runs/demo, or the next free number after a finished one."""
+    seed: int = 0
+    """Same seed, same machine, same result."""
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"--{name.replace('_', '-')} {value}: wanted {wanted}")
+
+
+def from_yaml(path: Path, config: type) -> dict[str, Any]:
+    """The fields of ``config`` that a YAML file sets, with unknown names refused.
+
+    Raises:
+        UserError: no such file, no YAML mapping, or a name that the verb does not have.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: wanted lines of 'name: value', got {type(values).__name__}")
+    names = {f.name.replace("-", "_"): f for f in dataclasses.fields(config)}
+    fields = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for name, value in fields.items():
+        if name not in names:
+            raise unknown(f"option in {path}", name, names)
+        fields[name] = _coerce(value, typing.get_type_hints(config)[name], f"{path}: {name}")
+    return fields
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML that ``--config`` reads back."""
+    values = {
+        f.name: str(value) if isinstance(value := getattr(config, f.name), Path) else value
+        for f in dataclasses.fields(config)
+        if f.name != "resume"
+    }
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """A YAML value as the field's type: 2e-5 is a string to YAML, and an int will do for a float."""
+    allowed = typing.get_args(hint) if typing.get_origin(hint) not in (None, Literal) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    for kind in allowed:
+        if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
+            return value
+        if kind is Path and isinstance(value, str):
+            return Path(value)
+        if kind is float and not isinstance(value, bool):
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                continue
+        if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed if kind is not type(None))
+    raise UserError(f"{where}: wanted {names}, got {value!r}")

@@ -1,0 +1,188 @@
+"""Text to token trees. The only code that knows about chat templates.
+
+A conversation is rendered by the tokenizer's own template, the whole of it, and only then tokenized; what belongs to
+the completion is read off as everything after the tokens that it shares with the rendered prompt. Plain strings are
+tokenized as they stand. Either way each completion ends with one end-of-turn token and no sequence has two BOS.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from sartor.data.trees import TokenIds, TokenTree
+from sartor.errors import UserError
+from sartor.types import Comparison, Conversation, Message, Ranking, Text
+
+END_SEARCH = 4  # a template's end-of-turn token stands among a completion's last few, maybe followed by a newline
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token trees of a data set, and what had to be done to them.
+
+    ``index[i]`` is the place in the input of ``trees[i]``. ``boundary``: rows whose prompt tokens are no prefix of prompt
+    plus completion, split at the longest common prefix. ``prompt_cut``: rows that lost the start of their prompt.
+    ``too_long``: rows left out because a completion alone exceeds the limit.
+    """
+
+    trees: list[TokenTree]
+    index: list[int]
+    boundary: int = 0
+    prompt_cut: int = 0
+    too_long: int = 0
+
+    def notes(self, max_length: int) -> list[str]:
+        """One line for each thing that a reader of the results should know."""
+        total = len(self.trees) + self.too_long
+        lines = {
+            f"{self.prompt_cut} of {total} rows: start of the prompt cut to fit max_length {max_length}": self.prompt_cut,
+            f"{self.too_long} of {total} rows left out: a completion alone exceeds max_length {max_length}": self.too_long,
+            f"{self.boundary} of {total} rows: prompt and completion merge at their boundary, split at the longest "
+            "common prefix": self.boundary,
+        }
+        return [line for line, count in lines.items() if count]
+
+
+def encode_preferences(
+    tokenizer: Any,
+    examples: Sequence[Comparison | Ranking],
+    max_length: int,
+    as_chat: bool = False,
+    where: Sequence[object] | None = None,
+) -> Encoded:
+    """Comparisons and rankings as token trees, one tree an example, ties without a pair left as they are.
+
+    ``as_chat`` treats plain strings as one user turn and one assistant turn. A prompt too long for ``max_length`` loses
+    its start (a leading BOS stays); a completion is never cut. ``where`` names rows in errors.
+    """
+    prompts, answers, pairs = [], [], []
+    for example in examples:
+        prompts.append(example.prompt)
+        if isinstance(example, Ranking):
+            answers.append(example.completions)
+            pairs.append(example.pairs())
+        else:
+            answers.append((example.chosen, example.rejected))
+            pairs.append(() if example.tie else ((0, 1),))
+    return encode_trees(tokenizer, prompts, answers, pairs, max_length, as_chat, where)
+
+
+def encode_trees(
+    tokenizer: Any,
+    prompts: Sequence[Text],
+    answers: Sequence[Sequence[Text]],
+    pairs: Sequence[Sequence[tuple[int, int]]],
+    max_length: int,
+    as_chat: bool = False,
+    where: Sequence[object] | None = None,
+) -> Encoded:
+    """Token trees of ``prompts`` with their ``answers``; see :func:`encode_preferences`."""
+    rendered_prompts, rendered_wholes = [], []
+    for i, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
+        try:
+            rendered_prompts.append(_prompt(tokenizer, prompt, as_chat))
+            rendered_wholes.append([_whole(tokenizer, prompt, answer, as_chat) for answer in row])
+        except UserError as error:
+            raise UserError(f"{where[i] if where else f'row {i + 1}'}: {error}") from error
+    prompt_ids = _tokenize(tokenizer, rendered_prompts)
+    whole_ids = iter(_tokenize(tokenizer, [whole for row in rendered_wholes for whole in row]))
+    trees, index, boundary, prompt_cut, too_long = [], [], 0, 0, 0
+    for i, row in enumerate(rendered_wholes):
+        wholes = [next(whole_ids) for _ in row]
+        shared = min((_common_prefix(prompt_ids[i], whole) for whole in wholes), default=len(prompt_ids[i]))
+        branches = tuple(_end_once(tokenizer, whole[shared:]) for whole in wholes)
+        room = max_length - max(map(len, branches), default=0)
+        if room < min(1, shared):
+            too_long += 1
+            continue
+        prompt = _keep_end(tokenizer, prompt_ids[i][:shared], room)
+        boundary += shared < len(prompt_ids[i])
+        prompt_cut += len(prompt) < shared
+        trees.append(TokenTree(prompt, branches, tuple(pairs[i])))
+        index.append(i)
+    return Encoded(trees, index, boundary, prompt_cut, too_long)
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Text], max_length: int, as_chat: bool = False) -> list[TokenIds]:
+    """Prompts as a model reads them before it answers; too long ones lose their start."""
+    rendered = _tokenize(tokenizer, [_prompt(tokenizer, prompt, as_chat) for prompt in prompts])
+    return [_keep_end(tokenizer, ids, max_length) for ids in rendered]
+
+
+def as_conversation(text: Text, role: str) -> Conversation:
+    """A string as one turn of ``role``; a conversation as it is."""
+    return (Message(role, text),) if isinstance(text, str) else text
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    text: str
+    templated: bool
+
+
+def _prompt(tokenizer: Any, prompt: Text, as_chat: bool) -> _Rendered:
+    if isinstance(prompt, str) and not as_chat:
+        return _Rendered(prompt, templated=False)
+    return _render(tokenizer, as_conversation(prompt, "user"), opens_answer=True)
+
+
+def _whole(tokenizer: Any, prompt: Text, answer: Text, as_chat: bool) -> _Rendered:
+    if isinstance(prompt, str) and isinstance(answer, str) and not as_chat:
+        return _Rendered(prompt + answer.removesuffix(tokenizer.eos_token), templated=False)
+    turns = as_conversation(answer, "assistant")
+    last = Message(turns[-1].role, turns[-1].content.removesuffix(tokenizer.eos_token))
+    return _render(tokenizer, (*as_conversation(prompt, "user"), *turns[:-1], last), opens_answer=False)
+
+
+def _render(tokenizer: Any, conversation: Conversation, opens_answer: bool) -> _Rendered:
+    messages = [{"role": message.role, "content": message.content} for message in conversation]
+    continues = opens_answer and bool(messages) and messages[-1]["role"] == "assistant"
+    try:
+        text = tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=opens_answer and not continues,
+            continue_final_message=continues,
+        )
+    except (TemplateError, ValueError) as error:
+        roles = ", ".join(message.role for message in conversation)
+        raise UserError(f"the model's chat template refuses a conversation with the turns {roles}: {error}") from error
+    return _Rendered(text, templated=True)
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[_Rendered]) -> list[TokenIds]:
+    """Token ids of each text: a template writes its own special tokens, a plain string gets the tokenizer's."""
+    ids: list[TokenIds] = [()] * len(texts)
+    for templated in (True, False):
+        chosen = [i for i, text in enumerate(texts) if text.templated == templated]
+        if chosen:
+            batch = tokenizer([texts[i].text for i in chosen], add_special_tokens=not templated)["input_ids"]
+            for i, row in zip(chosen, batch, strict=True):
+                # Some tokenizers close every text with EOS, prompts too; completions get theirs in _end_once.
+                closed = not templated and row[-1:] == [tokenizer.eos_token_id] and len(row) > 1
+                doubled = len(row) > 1 and row[0] == row[1] == tokenizer.bos_token_id
+                ids[i] = tuple(row[int(doubled) : len(row) - int(closed)])
+    return ids
+
+
+def _end_once(tokenizer: Any, completion: TokenIds) -> TokenIds:
+    """The completion with an end-of-turn token: the template's own where it writes one, else EOS."""
+    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
+    tail = completion[-END_SEARCH:]
+    return completion if special.intersection(tail) else (*completion, tokenizer.eos_token_id)
+
+
+def _keep_end(tokenizer: Any, prompt: TokenIds, room: int) -> TokenIds:
+    if len(prompt) <= room:
+        return prompt
+    if room > 1 and prompt[0] == tokenizer.bos_token_id and tokenizer.bos_token_id not in prompt[1:]:
+        return (prompt[0], *prompt[len(prompt) - room + 1 :])
+    return prompt[len(prompt) - room :]
+
+
+def _common_prefix(first: TokenIds, second: TokenIds) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )

@@ -1,0 +1,134 @@
+"""Token trees, packed flat: the one batch that every algorithm trains on.
+
+A tree is a prompt with K branches (completions). A batch holds whole trees one after the other with no padding::
+
+    ids        p p p p c c c r r | p p p c c r r r r      [T]
+    positions  0 1 2 3 4 5 6 4 5 | 0 1 2 3 4 3 4 5 6      [T]   every branch goes on where its prompt ends
+
+so that each linear layer sees a prompt once for all its branches. Only attention has to know the tree
+(``sartor.model.tree_attention``). The prompt's last token predicts the first token of *every* branch: ``source`` names,
+for each completion token, the row that predicts it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """One prompt's token ids with those of its branches; ``pairs`` are (better, worse) branch indices."""
+
+    prompt: TokenIds
+    branches: tuple[TokenIds, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Tokens that a forward pass computes: the prompt once."""
+        return len(self.prompt) + sum(map(len, self.branches))
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Trees packed flat. T tokens, N scored completion tokens, S branches, P pairs.
+
+    ``bounds`` holds one tuple per tree of offsets into the flat sequence: start, end of the prompt, end of each branch.
+    A branch without a prompt has nothing that predicts its first token, so that token is context and is not scored.
+    """
+
+    ids: Int[Tensor, " T"]
+    positions: Int[Tensor, " T"]
+    bounds: tuple[tuple[int, ...], ...]
+    source: Int[Tensor, " N"]
+    target: Int[Tensor, " N"]
+    branch: Int[Tensor, " N"]
+    lengths: Int[Tensor, " S"]
+    pairs: Int[Tensor, "P 2"]
+    trees: tuple[TokenTree, ...] = field(repr=False)
+
+    def to(self, device: torch.device | str) -> "TreeBatch":
+        """The same batch with its tensors on ``device``."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return TreeBatch(**{"bounds": self.bounds, "trees": self.trees, **moved})
+
+    @cached_property
+    def branch_of_token(self) -> Int[Tensor, " T"]:
+        """Which branch of its tree each flat token belongs to: 0 is the prompt, k the k-th branch."""
+        runs = [np.diff(b) for b in self.bounds]
+        numbers = [np.repeat(np.arange(len(run)), run) for run in runs]
+        return torch.from_numpy(np.concatenate(numbers)).to(self.ids.device)
+
+
+def pack(trees: Sequence[TokenTree]) -> TreeBatch:
+    """Pack whole trees into one flat batch.
+
+    >>> batch = pack([TokenTree((5, 6), ((7, 8), (9,)), ((0, 1),))])
+    >>> batch.positions.tolist(), batch.source.tolist(), batch.target.tolist(), batch.branch.tolist()
+    ([0, 1, 2, 3, 2], [1, 2, 1], [7, 8, 9], [0, 0, 1])
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    source: list[int] = []
+    target: list[int] = []
+    branch: list[int] = []
+    bounds: list[tuple[int, ...]] = []
+    lengths: list[int] = []
+    pairs: list[tuple[int, int]] = []
+    for tree in trees:
+        start, first_branch, prompt = len(ids), len(lengths), len(tree.prompt)
+        ids += tree.prompt
+        positions += range(prompt)
+        bound = [start, len(ids)]
+        for tokens in tree.branches:
+            offset = len(ids)
+            ids += tokens
+            positions += range(prompt, prompt + len(tokens))
+            predicted = tokens if prompt else tokens[1:]
+            source += [bound[1] - 1] * bool(prompt and tokens) + list(range(offset, len(ids) - 1))
+            target += predicted
+            branch += [len(lengths)] * len(predicted)
+            lengths.append(len(predicted))
+            bound.append(len(ids))
+        bounds.append(tuple(bound))
+        pairs += [(first_branch + better, first_branch + worse) for better, worse in tree.pairs]
+    as_tensor = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
+    return TreeBatch(
+        ids=as_tensor(ids),
+        positions=as_tensor(positions),
+        bounds=tuple(bounds),
+        source=as_tensor(source),
+        target=as_tensor(target),
+        branch=as_tensor(branch),
+        lengths=as_tensor(lengths),
+        pairs=as_tensor(pairs).view(-1, 2),
+        trees=tuple(trees),
+    )
+
+
+def split_by_budget(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Cut indices 0..n-1 into micro-batches of at most ``budget`` tokens, longest first.
+
+    Trees of like length share a micro-batch, and the order depends on the sizes alone. One tree larger than the budget
+    gets a micro-batch of its own: it is never cut.
+
+    >>> list(split_by_budget([30, 80, 20, 50], budget=100))
+    [[1], [3, 0, 2]]
+    """
+    group: list[int] = []
+    total = 0
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        if group and total + sizes[index] > budget:
+            yield group
+            group, total = [], 0
+        group.append(index)
+        total += sizes[index]
+    if group:
+        yield group

@@ -1,0 +1,51 @@
+"""Does the model prefer what people preferred? Accuracy, margins and log-probs over held-out pairs, with intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sartor.evaluate.statistics import Estimate, mean, proportion
+from sartor.types import PairLogps
+
+
+def pair_metrics(pair: PairLogps, beta: float) -> dict[str, Float[Tensor, " pairs"]]:
+    """Per pair, under the names that DPO users know. Rewards are implicit: β·(log π - log π_ref), eq. 5 without const."""
+    chosen = beta * (pair.policy_chosen - pair.reference_chosen)
+    rejected = beta * (pair.policy_rejected - pair.reference_rejected)
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        # A tie is half right: at the first step all margins are 0 and the accuracy is 50 %, not 0.
+        "rewards/accuracies": (chosen > rejected).float() + 0.5 * (chosen == rejected).float(),
+        "logps/chosen": pair.policy_chosen,
+        "logps/rejected": pair.policy_rejected,
+    }
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Per-pair values of every metric over the held-out pairs, and the tree that each pair comes from."""
+
+    values: Mapping[str, Sequence[float]]
+    tree: Sequence[int]
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Mean and 95 % interval of each metric: Wilson for accuracies of independent pairs, else t over trees."""
+        independent = len(set(self.tree)) == len(self.tree)
+        return {
+            name: proportion(values) if name.endswith("accuracies") and independent else mean(values, self.tree)
+            for name, values in self.values.items()
+        }
+
+
+def gather_pairs(
+    policy: Float[Tensor, " S"], reference: Float[Tensor, " S"], lengths: Tensor, pairs: Tensor
+) -> PairLogps:
+    """Per-branch log-probs to the four sides of each (better, worse) pair of branches."""
+    better, worse = pairs.unbind(1)
+    return PairLogps(
+        policy[better], policy[worse], reference[better], reference[worse], lengths[better], lengths[worse]
+    )

@@ -1,0 +1,53 @@
+"""The machine: what the numbers of a run were seen on, and how its memory is kept."""
+
+import ctypes
+import platform
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+import transformers
+
+import sartor
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from <malloc.h>
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process so far, in GiB: on the device where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's allocator to keep what is freed instead of giving it back to the system.
+
+    A training step frees and takes again the same gigabytes of activations; fetching them as fresh pages costs a tenth
+    of the step (`docs/log.md`, 2026-11-21). Does nothing where the C library is another.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 64 * 2**20)
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, device and versions."""
+    return {
+        "cpu": _cpu(),
+        "cores": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "sartor": sartor.__version__,
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,1 @@
+"""Loading, the forward pass over trees, log-probabilities and the cached reference."""

@@ -1,0 +1,148 @@
+"""Small plots as inline SVG. They have no colours and no fonts of their own, only the page's CSS variables: one drawing
+reads on light, on dark and on paper."""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from sartor.evaluate.statistics import Estimate
+
+Points = Sequence[tuple[float, Estimate]]
+
+# Matplotlib accepts no CSS variables: draw in colours that nothing else uses, then put the variables in their place.
+_PAINT = {"ink": "#010203", "muted": "#010204", "rule": "#010205", "blue": "#010206", "orange": "#010207"}
+_WIDTH, _HEIGHT = 350, 205  # CSS pixels at the column width of the page, so that 11 units of type are 11 pixels
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.size": 11,
+    "text.color": _PAINT["muted"],
+    "axes.labelcolor": _PAINT["muted"],
+    "axes.edgecolor": _PAINT["rule"],
+    "xtick.color": _PAINT["rule"],
+    "ytick.color": _PAINT["rule"],
+    "xtick.labelcolor": _PAINT["muted"],
+    "ytick.labelcolor": _PAINT["muted"],
+    "grid.color": _PAINT["rule"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "ytick.left": False,
+    "xtick.major.size": 3,
+    "axes.unicode_minus": True,
+}
+
+
+def curve(
+    lines: dict[str, Points], *, name: str, neutral: float | None = None, percent: bool = False, faint: Any = None
+) -> str:
+    """Estimates over steps with their interval bands, one line per colour (``"blue"``, ``"orange"``).
+
+    ``neutral`` draws the line of no change. ``faint`` is a pair (steps, values) of a noisy series: drawn thin, with its
+    running mean. ``name`` is the text for a screen reader.
+    """
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure, axes = _axes()
+        if neutral is not None:
+            axes.axhline(neutral, color=_PAINT["muted"], linewidth=1, dashes=(3, 3))
+        if faint is not None:
+            _faint(axes, *faint)
+        for colour, points in lines.items():
+            _band(axes, points, _PAINT[colour])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.set_xlabel("step", loc="right", labelpad=2)
+        if percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
+        return _svg(figure, name)
+
+
+def histogram(values: Sequence[float], *, name: str) -> str:
+    """Histogram of finite ``values`` with edges on multiples of the width, so that no bar straddles zero."""
+    x = np.asarray(values, dtype=float)
+    step = _bin_width(x)
+    first, last = math.floor(min(x.min(), 0.0) / step), math.floor(max(x.max(), 0.0) / step) + 1
+    counts, _ = np.histogram(x, bins=np.arange(first, last + 1) * step)
+    left = np.arange(first, last)
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure, axes = _axes()
+        colours = [_PAINT["orange"] if k < 0 else _PAINT["blue"] for k in left]
+        axes.bar(left * step, counts, width=0.9 * step, align="edge", color=colours, alpha=0.85)
+        axes.axvline(0, color=_PAINT["ink"], linewidth=1)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.set_xlabel("margin", loc="right", labelpad=2)
+        return _svg(figure, name)
+
+
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
+    # Fixed margins: the axes of neighbouring plots line up.
+    axes = figure.add_axes((42 / _WIDTH, 38 / _HEIGHT, (_WIDTH - 50) / _WIDTH, (_HEIGHT - 46) / _HEIGHT))
+    axes.grid(axis="y", linewidth=0.75)
+    axes.set_axisbelow(True)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    return figure, axes
+
+
+def _band(axes: Axes, points: Points, colour: str) -> None:
+    """A line through the estimates and the band of their intervals; a lone estimate gets a bar instead."""
+    finite = [(step, e) for step, e in points if math.isfinite(e.value)]
+    if not finite:
+        return
+    steps, values = [step for step, _ in finite], [e.value for _, e in finite]
+    known = [math.isfinite(e.low) and math.isfinite(e.high) for _, e in finite]
+    low = [e.low if k else e.value for k, (_, e) in zip(known, finite, strict=True)]
+    high = [e.high if k else e.value for k, (_, e) in zip(known, finite, strict=True)]
+    if len(finite) == 1:
+        axes.vlines(steps, low, high, color=colour, linewidth=2, alpha=0.4)
+    else:
+        axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(steps, values, color=colour, linewidth=1.8, marker="o" if len(steps) <= 30 else None, markersize=3.5)
+
+
+def _faint(axes: Axes, steps: Sequence[float], values: Sequence[float]) -> None:
+    x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    keep = np.isfinite(y)
+    x, y = x[keep], y[keep]
+    axes.plot(x, y, color=_PAINT["muted"], linewidth=0.7, alpha=0.45)
+    half = max(1, len(y) // 24)
+    smooth = [float(y[max(0, i - half) : i + half + 1].mean()) for i in range(len(y))]
+    axes.plot(x, smooth, color=_PAINT["muted"], linewidth=1.6)
+
+
+def _bin_width(x: np.ndarray) -> float:
+    """Width by numpy's "auto" rule, held to some 15 to 40 bins and rounded to 1, 2 or 5 times a power of ten."""
+    spread = float(max(x.max(), 0.0) - min(x.min(), 0.0))
+    if spread == 0:
+        return 1.0
+    edges = np.histogram_bin_edges(x, bins="auto") if len(x) < 100_000 else np.linspace(x.min(), x.max(), 41)
+    rough = min(max(float(edges[1] - edges[0]), spread / 40), spread / 15)
+    power = 10.0 ** math.floor(math.log10(rough))
+    return min((m * power for m in (1, 2, 5, 10)), key=lambda width: abs(math.log(width / rough)))
+
+
+def _svg(figure: Figure, name: str) -> str:
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # The page's <style> and ids are its own: drop matplotlib's, keep the ids that its <use> and clip-path refer to.
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r"<defs>\s*</defs>\s*", "", text)
+    text = re.sub(r"font: (?:\w+ )*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    for variable, sentinel in _PAINT.items():
+        text = text.replace(sentinel, f"var(--{variable})")
+    head = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}"'
+    return re.sub(r"<svg [^>]*>", head + ">", text, count=1).strip()

@@ -1,0 +1,1 @@
+"""Anything that scores a completion: ``score(prompts, completions, **columns) -> list[float]``."""

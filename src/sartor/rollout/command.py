@@ -1,0 +1,68 @@
+"""``sartor sample``: prompts in, completions out."""
+
+import json
+from pathlib import Path
+
+from sartor.config import SampleConfig
+from sartor.console import progress, say
+from sartor.data.chat import encode_prompts
+from sartor.data.formats import load_examples
+from sartor.errors import UserError
+from sartor.model.load import load
+from sartor.rewards.scoring import as_rows
+from sartor.rollout.local import Sampling, sample
+from sartor.types import Comparison, Demonstration, Judged, Prompt, Ranking, Text
+
+WITH_PROMPTS = (Prompt, Comparison, Ranking, Demonstration, Judged)
+
+
+def run_sample(config: SampleConfig) -> None:
+    """Answer every prompt ``config.n`` times; write JSON lines, or show them.
+
+    Raises:
+        UserError: no prompts, or a model that cannot be loaded.
+    """
+    prompts = read_prompts(config.prompts)
+    model = load(config.model, config.dtype)
+    ids = encode_prompts(model.tokenizer, prompts, config.max_length, config.as_chat)
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.batch_size, config.seed)
+    with progress("sampling", len(prompts) * config.n) as advance:
+        answers = sample(model, ids, config.n, sampling, advance)
+    rows = [
+        {"prompt": as_rows(prompt), "completions": [one.text for one in row], "finished": [one.finished for one in row]}
+        for prompt, row in zip(prompts, answers, strict=True)
+    ]
+    if config.output is None:
+        for row in rows:
+            print(shown(row["prompt"]))
+            for completion in row["completions"]:
+                print("  " + completion.strip().replace("\n", "\n  ") + "\n")
+        return
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    cut = sum(not one.finished for row in answers for one in row)
+    say(f"{len(prompts) * config.n} completions in {config.output}; {cut} reached {config.max_new_tokens} tokens")
+
+
+def read_prompts(source: str) -> list[Text]:
+    """Prompts from a text file, one a line, or from any data with prompts in it.
+
+    Raises:
+        UserError: no such file, or nothing in it.
+    """
+    path = Path(source)
+    if path.suffix == ".txt":
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts {source}: {getattr(error, 'strerror', None) or error}") from error
+        if not any(lines):
+            raise UserError(f"--prompts {source} is empty: wanted one prompt a line")
+        return [line for line in lines if line]
+    loaded = load_examples(source, wanted=WITH_PROMPTS)
+    return [example.prompt for example in loaded.examples if isinstance(example, WITH_PROMPTS)]
+
+
+def shown(prompt: object) -> str:
+    """A prompt as people read it: its last turn."""
+    return str(prompt[-1]["content"]) if isinstance(prompt, list) else str(prompt)

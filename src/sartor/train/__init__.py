@@ -1,0 +1,1 @@
+"""The loop (accumulate, clip, step, log, save, resume), then one file per algorithm."""

@@ -1,0 +1,220 @@
+"""Direct preference optimisation: from comparisons or rankings to a better model, with evidence.
+
+Follows Rafailov et al. 2023 (arXiv 2305.18290), with the objective passed in, so that any pairwise loss trains here.
+Different from the paper's own code:
+
+1. AdamW in place of RMSprop, cosine schedule in place of constant: what is used today.
+2. The reference is not kept in memory: its per-token log-probs are computed once and cached by content.
+3. A ranking of K answers is one tree with all its pairs, so its prompt and its answers are computed once.
+4. Dropout is off, as in TRL: policy and reference differ by their weights alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sartor import plugins
+from sartor.config import DpoConfig
+from sartor.console import progress, say
+from sartor.data.trees import split_by_budget
+from sartor.errors import UserError
+from sartor.evaluate.answers import Answers, compare
+from sartor.evaluate.preferences import HeldOut, pair_metrics
+from sartor.evaluate.statistics import Estimate
+from sartor.machine import keep_freed_memory, machine, peak_memory_gib
+from sartor.model.forward import check
+from sartor.model.load import LanguageModel, load
+from sartor.report.page import write_report
+from sartor.train.loop import (
+    MasterWeights,
+    Plan,
+    Schedule,
+    default_learning_rate,
+    load_checkpoint,
+    save_checkpoint,
+    steps_of,
+    train_steps,
+)
+from sartor.train.preferences import Preferences, encode, read_preferences, with_reference
+from sartor.train.run import RunFolder
+from sartor.train.showcase import Showcase
+from sartor.train.stopwatch import Stopwatch
+from sartor.train.summary import cost, headline, model_card, percent, side_by_side
+
+PairLoss = Callable[..., Tensor]
+
+
+def train_dpo(config: DpoConfig, loss: PairLoss | None = None, command: str = "") -> RunFolder:
+    """Run ``sartor dpo`` from data to report. ``loss`` takes the place of ``config.loss`` where it is given.
+
+    Raises:
+        UserError: input that the user can mend; nothing that was written is lost.
+    """
+    run, watch = RunFolder(config.output), Stopwatch()
+    run.check(config)
+    keep_freed_memory()
+    if config.resume and run.finished:
+        say(f"{run.path} is finished already")
+        return run
+    objective = partial(loss or plugins.resolve("losses", config.loss), beta=config.beta)
+    scorer = plugins.resolve("rewards", config.score) if config.score else None
+    with watch.stage("load"):
+        rows = read_preferences(config)
+        model = load(config.model, config.dtype, config.lora_r, config.lora_alpha, config.seed)
+        say(f"model   {model}")
+        training, held_out = (encode(model, part, config) for part in rows)
+        reason = check(model, max([*training.trees, *held_out.trees], key=lambda tree: tree.size))
+        if reason:
+            say(f"note    prompts are repeated for each answer, which is slower: {reason}")
+        for note in (*training.notes, *held_out.notes):
+            say(f"note    {note}")
+        run.open(config)
+    with watch.stage("reference"):
+        kept = run.path / "reference.safetensors"
+        training, held_out = with_reference(model, (training, held_out), config.token_budget, kept)
+    showcase = Showcase(model, held_out.prompts, config, scorer)
+    dpo = Dpo(config, run, watch, model, objective, training, held_out, showcase)
+    dpo.train()
+    dpo.finish(command)
+    return run
+
+
+class Dpo:
+    """One run: what it learns from, and what is measured before, during and after."""
+
+    def __init__(
+        self,
+        config: DpoConfig,
+        run: RunFolder,
+        watch: Stopwatch,
+        model: LanguageModel,
+        objective: PairLoss,
+        training: Preferences,
+        held_out: Preferences,
+        showcase: Showcase,
+    ) -> None:
+        self.config, self.run, self.watch, self.model, self.objective = config, run, watch, model, objective
+        self.training, self.held_out, self.showcase = training, held_out, showcase
+        steps = steps_of(config.epochs, config.max_steps, len(training.trees), config.batch_size)
+        peak = config.learning_rate or default_learning_rate(model.parameters, lora=config.lora_r > 0)
+        self.plan = Plan(len(training.trees), config.batch_size, steps, config.seed)
+        self.schedule = Schedule(peak, steps, round(config.warmup_ratio * steps), config.schedule)
+        self.weights = MasterWeights(model.network, config.weight_decay)
+
+    def micro_loss(self, group: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Sum of the pairs' losses over some trees, with their metrics."""
+        pair = self.training.pair_logps(self.model, group)
+        return self.objective(pair).sum(), pair_metrics(pair, self.config.beta)
+
+    def train(self) -> None:
+        """All steps after the newest checkpoint, with evaluations and checkpoints between them."""
+        config, last = self.config, self.plan.steps
+        done = load_checkpoint(self.run, self.weights)
+        self.run.rewind(lambda row: row["step"] <= done and not (row["split"] == "eval" and row["step"] == last))
+        going_on = f", going on after step {done}" if done else ""
+        say(
+            f"train   {sum(self.training.counts)} pairs, {last} steps of {config.batch_size} prompts, "
+            f"learning rate {self.schedule.peak:g}{going_on}"
+        )
+        if done == 0:
+            self.start()
+        every = config.eval_every or math.ceil(last / 4)
+        steps = train_steps(
+            self.weights,
+            self.plan,
+            self.schedule,
+            self.micro_loss,
+            sizes=self.training.sizes,
+            counts=self.training.counts,
+            token_budget=config.token_budget,
+            max_grad_norm=config.max_grad_norm,
+            first_step=done,
+        )
+        with self.watch.stage("train"), progress("training", last) as advance:
+            advance(done)
+            speeds: list[float] = []
+            for metrics in self.watch.timed(steps):
+                step = int(metrics["step"])
+                self._check_finite(metrics)
+                self.run.log({"split": "train", **metrics})
+                speeds.append(metrics["pairs"] / metrics["seconds"])
+                advance(1, note=f"loss {metrics['loss']:.3f}  {np.mean(speeds[-20:]):.2f} pairs/s")
+                if step % every == 0 and step < last:
+                    self.evaluate(step)
+                if step % config.save_every == 0 or step == last:
+                    with self.watch.stage("save"):
+                        save_checkpoint(self.run, step, self.model, self.weights)
+
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        if not all(math.isfinite(metrics[name]) for name in ("loss", "grad_norm")):
+            raise UserError(
+                f"training diverged at step {metrics['step']}: loss {metrics['loss']}, gradient norm "
+                f"{metrics['grad_norm']}; lower --learning-rate (it was {self.schedule.peak:g})"
+            )
+
+    def start(self) -> None:
+        """What is known before the first step: the metrics of step 0, and the answers of the model as it came."""
+        self.evaluate(0)
+        known = Answers.from_rows(self.run.read_jsonl("samples_before.jsonl"))
+        if known.prompts != self.showcase.prompts:
+            with self.watch.stage("sample"):
+                self.run.write_jsonl("samples_before.jsonl", self.showcase.answers("answers before").rows())
+
+    def evaluate(self, step: int) -> dict[str, Estimate]:
+        """Held-out metrics and KL to the reference. At step 0 the policy is the reference: accuracy 50 %, KL 0."""
+        values: dict[str, list[float]] = {}
+        tree: list[int] = []
+        with self.watch.stage("evaluate"), torch.no_grad():
+            for group in split_by_budget(self.held_out.sizes, self.config.token_budget):
+                pair = self.held_out.pair_logps(self.model, group, at_start=step == 0)
+                for name, column in {"loss": self.objective(pair), **pair_metrics(pair, self.config.beta)}.items():
+                    values.setdefault(name, []).extend(column.tolist())
+                tree += [i for i in group for _ in self.held_out.trees[i].pairs]
+            estimates = HeldOut(values, tree).estimates()
+            if self.showcase.prompts:
+                estimates["objective/kl"] = self.showcase.kl(step)
+        self.run.log({"step": step, "split": "eval", "epoch": step / self.plan.steps_per_epoch, **estimates})
+        self.run.write_json("margins.json", {"step": step, "margins": values["rewards/margins"]})
+        if step:
+            kl = f", KL {estimates['objective/kl']} nats" if self.showcase.prompts else ""
+            say(f"step {step}: held-out accuracy {percent(estimates['rewards/accuracies'])}{kl}")
+        return estimates
+
+    def finish(self, command: str) -> None:
+        """Last evaluation, answers after, the model itself, summary and report."""
+        config, run = self.config, self.run
+        estimates = self.evaluate(self.plan.steps)
+        comparison = None
+        if self.showcase.prompts:
+            with self.watch.stage("sample"):
+                after = self.showcase.answers("answers after")
+            before = Answers.from_rows(run.read_jsonl("samples_before.jsonl"))
+            comparison = {**compare(before, after), "kl": estimates["objective/kl"]}
+            run.write_jsonl("samples.jsonl", side_by_side(before, after))
+        with self.watch.stage("save"):
+            self.model.save(run.path / "model")
+        training = [row for row in run.read_jsonl("metrics.jsonl") if row["split"] == "train"]
+        pairs = sum(self.held_out.counts)
+        summary = {
+            "verb": "dpo",
+            "title": f"{config.model} fitted to {Path(config.data).name}",
+            "headline": headline(estimates, pairs, comparison),
+            "scorer": config.score,
+            "comparison": comparison,
+            "data": {
+                "train": f"{sum(self.training.counts)} pairs in {len(self.training.trees)} rows of {config.data}",
+                "eval": f"{pairs} pairs in {len(self.held_out.trees)} rows of prompts never trained on",
+                "notes": [*self.training.notes, *self.held_out.notes],
+            },
+            "cost": cost(self.watch.seconds, training, peak_memory_gib()),
+            "machine": machine(),
+            "command": command,
+        }
+        run.write_text("README.md", model_card(config, summary))
+        run.write_json("summary.json", summary)
+        write_report(run.path)

@@ -1,0 +1,221 @@
+"""The loop under every algorithm: accumulate, clip, step, log, evaluate, save, resume.
+
+An algorithm brings one function from a micro-batch of trees to a *sum* of losses; the loop divides by the count of the
+whole optimizer batch, so a step's gradient does not depend on how it was cut. Nothing here is random: the order of the
+data follows from the seed and the step alone, and so a resumed run has nothing to restore but weights and moments.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sartor.data.trees import split_by_budget
+from sartor.model.load import LanguageModel
+from sartor.train.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate per step: linear warm-up, then cosine, linear or constant."""
+
+    peak: float
+    steps: int
+    warmup: int
+    shape: str
+
+    def at(self, step: int) -> float:
+        """Rate of optimizer step ``step``, counted from 0.
+
+        >>> [round(Schedule(1.0, 6, 2, "linear").at(step), 2) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+        """
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        factor = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+        return self.peak * factor[self.shape]
+
+
+class MasterWeights:
+    """Trainable weights in fp32 with AdamW, whatever precision the network computes in.
+
+    A bf16 weight keeps 8 bits of its mantissa: an update below 1/256 of it would be lost. So each has an fp32 master,
+    gradients of all micro-batches add up there in fp32, and the network gets the rounded copy after each step. fp32
+    weights are their own masters.
+    """
+
+    def __init__(self, network: torch.nn.Module, weight_decay: float) -> None:
+        named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in named]
+        self.working = [p for _, p in named]
+        self.master = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in self.working]
+        for working, master in zip(self.working, self.master, strict=True):
+            if working is not master:
+                working.register_post_accumulate_grad_hook(_move_gradient(master))
+        self.optimizer = torch.optim.AdamW(self.master, lr=0.0, weight_decay=weight_decay, fused=True)
+
+    def step(self, learning_rate: float, max_norm: float) -> float:
+        """Clip, step and refresh the network; returns the gradient's norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.master, max_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._refresh()
+        return float(norm)
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        for working, master in zip(self.working, self.master, strict=True):
+            if working is not master:
+                working.copy_(master)
+
+    def save(self, path: Path) -> None:
+        """Masters and moments, by name."""
+        master = dict(zip(self.names, (m.detach() for m in self.master), strict=True))
+        torch.save({"master": master, "optimizer": self.optimizer.state_dict()}, path)
+
+    def load(self, path: Path) -> None:
+        """Restore what :meth:`save` wrote."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, master in zip(self.names, self.master, strict=True):
+                master.copy_(state["master"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._refresh()
+
+
+def _move_gradient(master: Tensor) -> Callable[[Tensor], None]:
+    def move(working: Tensor) -> None:
+        assert working.grad is not None
+        gradient = working.grad.float()
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        working.grad = None
+
+    return move
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps, of what."""
+
+    items: int
+    batch_size: int
+    steps: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data; the last one may be smaller."""
+        return math.ceil(self.items / self.batch_size)
+
+    def batch(self, step: int) -> list[int]:
+        """Items of optimizer step ``step``: each epoch has an order of its own, fixed by the seed.
+
+        >>> plan = Plan(items=5, batch_size=2, steps=6, seed=0)
+        >>> sorted(plan.batch(0) + plan.batch(1) + plan.batch(2)), len(plan.batch(2))
+        ([0, 1, 2, 3, 4], 1)
+        """
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.items)
+        return [int(i) for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
+
+
+@dataclass
+class Sums:
+    """Running sums of metrics over the micro-batches of a step."""
+
+    totals: dict[str, float] = field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add per-item metrics."""
+        for name, values in metrics.items():
+            self.totals[name] = self.totals.get(name, 0.0) + float(values.detach().sum())
+
+    def means(self, count: int) -> dict[str, float]:
+        """Means over ``count`` items."""
+        return {name: total / count for name, total in self.totals.items()}
+
+
+MicroLoss = Callable[[Sequence[int]], tuple[Tensor, Mapping[str, Tensor]]]
+
+
+def steps_of(epochs: float, max_steps: int | None, items: int, batch_size: int) -> int:
+    """Optimizer steps that ``epochs`` and ``max_steps`` ask for, at least one."""
+    return max_steps or max(1, round(epochs * math.ceil(items / batch_size)))
+
+
+def train_steps(
+    weights: MasterWeights,
+    plan: Plan,
+    schedule: Schedule,
+    micro_loss: MicroLoss,
+    *,
+    sizes: Sequence[int],
+    counts: Sequence[int],
+    token_budget: int,
+    max_grad_norm: float,
+    first_step: int = 0,
+) -> Iterator[dict[str, float]]:
+    """Run the optimizer steps from ``first_step`` on and yield the metrics of each.
+
+    Args:
+        weights: what is trained.
+        plan: which items make up each step.
+        schedule: learning rate per step.
+        micro_loss: from item indices to the sum of their losses and per-unit metrics.
+        sizes: tokens of each item, to cut micro-batches by.
+        counts: units of loss (pairs) in each item: the step's loss is the mean over all units in its batch.
+        token_budget: tokens per micro-batch.
+        max_grad_norm: gradient clipping.
+        first_step: steps already taken.
+    """
+    for step in range(first_step, plan.steps):
+        items = plan.batch(step)
+        count = sum(counts[i] for i in items)
+        sums = Sums()
+        for group in split_by_budget([sizes[i] for i in items], token_budget):
+            total, metrics = micro_loss([items[i] for i in group])
+            (total / count).backward()
+            sums.add({"loss": total, **metrics})
+        rate = schedule.at(step)
+        norm = weights.step(rate, max_grad_norm)
+        yield {
+            "step": step + 1,
+            "epoch": round((step + 1) / plan.steps_per_epoch, 4),
+            **sums.means(count),
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "tokens": sum(sizes[i] for i in items),
+            "pairs": count,
+        }
+
+
+def save_checkpoint(run: RunFolder, step: int, model: LanguageModel, weights: MasterWeights) -> None:
+    """Write ``checkpoint-N``: the model as anyone can load it, and what exact resuming needs."""
+    with run.new_checkpoint(step) as folder:
+        model.save(folder)
+        weights.save(folder / "optimizer.pt")
+
+
+def load_checkpoint(run: RunFolder, weights: MasterWeights) -> int:
+    """Restore the newest checkpoint and return its step; 0 where there is none."""
+    for step, folder in run.checkpoints():
+        weights.load(folder / "optimizer.pt")
+        return step
+    return 0
+
+
+def default_learning_rate(parameters: int, lora: bool) -> float:
+    """Peak rate by model size: small models need larger steps (`docs/log.md`); adapters ten times the rate.
+
+    >>> default_learning_rate(135_000_000, lora=False), default_learning_rate(8_000_000_000, lora=True)
+    (2e-05, 1e-05)
+    """
+    full = 2e-5 if parameters <= 500e6 else 5e-6 if parameters <= 3e9 else 1e-6
+    return 10 * full if lora else full

@@ -1,0 +1,151 @@
+"""The run folder: what is written while training, whole or not at all, and found again after a kill."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sartor.config import to_yaml
+from sartor.errors import UserError
+from sartor.evaluate.statistics import Estimate
+
+CHECKPOINT = "checkpoint-"
+
+
+class RunFolder:
+    """``config.yaml``, ``metrics.jsonl``, ``checkpoint-N/``, ``model/`` and what the report reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.yaml").is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether its model was written."""
+        return (self.path / "summary.json").is_file()
+
+    def check(self, config: Any) -> None:
+        """Refuse early what :meth:`open` could not do.
+
+        Raises:
+            UserError: there is a run already and no --resume, or none to resume, or it was made with other options.
+        """
+        if not config.resume:
+            if self.path.is_file() or self.exists:
+                raise UserError(
+                    f"--output {self.path} exists already; --resume goes on with it, or name another folder"
+                )
+            return
+        if not self.exists:
+            raise UserError(f"--resume: {self.path} holds no run (no config.yaml); leave --resume out to start one")
+        theirs = (self.path / "config.yaml").read_text(encoding="utf-8").splitlines()
+        changed = sorted(set(to_yaml(config).splitlines()) - set(theirs))
+        if changed:
+            raise UserError(
+                f"--resume: {self.path} was started with other options than {'; '.join(changed)}; "
+                "leave them out, or start a new run in another --output"
+            )
+
+    def open(self, config: Any) -> None:
+        """Start a run here, or go on with it where ``config.resume`` says so."""
+        if not config.resume:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_text("config.yaml", to_yaml(config))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        scratch = self.path / f".{name}.partial"
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a value as JSON; estimates become their records."""
+        self.write_text(name, json.dumps(value, ensure_ascii=False, indent=1, default=_as_json))
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of this run, or None where it is missing."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write_jsonl(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows as JSON lines."""
+        self.write_text(name, "".join(json.dumps(row, ensure_ascii=False, default=_as_json) + "\n" for row in rows))
+
+    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
+        """Rows of a JSONL file of this run; none where it is missing."""
+        path = self.path / name
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, default=_as_json) + "\n")
+
+    def rewind(self, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Drop the metrics that will be made again, and the line that a kill cut short."""
+        kept = []
+        with suppress(FileNotFoundError):
+            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                with suppress(json.JSONDecodeError):
+                    row = json.loads(line)
+                    if keep(row):
+                        kept.append(row)
+        self.write_jsonl("metrics.jsonl", kept)
+
+    def closing_lines(self) -> str:
+        """What the user reads last: the result, and where everything is."""
+        summary = self.read_json("summary.json")
+        minutes = summary["cost"]["seconds"] / 60
+        return (
+            f"\n{summary['headline']}\n\n"
+            f"report  {self.path / 'report.html'}\n"
+            f"model   {self.path / 'model'}\n"
+            f"cost    {minutes:.1f} minutes, peak {summary['cost']['peak_memory_gib']:.1f} GiB"
+        )
+
+    def checkpoints(self) -> Iterator[tuple[int, Path]]:
+        """Complete checkpoints, newest first."""
+        found = [p for p in self.path.glob(f"{CHECKPOINT}*") if p.name.removeprefix(CHECKPOINT).isdigit()]
+        for path in sorted(found, key=lambda p: -int(p.name.removeprefix(CHECKPOINT))):
+            yield int(path.name.removeprefix(CHECKPOINT)), path
+
+    def new_checkpoint(self, step: int) -> "NewCheckpoint":
+        """A context that yields a folder to fill; on leaving, it takes its name and older checkpoints go."""
+        return NewCheckpoint(self, step)
+
+
+class NewCheckpoint:
+    """A folder that counts only once everything in it was written."""
+
+    def __init__(self, run: RunFolder, step: int) -> None:
+        self.run, self.target = run, run.path / f"{CHECKPOINT}{step}"
+        self.scratch = run.path / f".{CHECKPOINT}{step}.partial"
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir()
+        return self.scratch
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:
+            return
+        shutil.rmtree(self.target, ignore_errors=True)
+        os.replace(self.scratch, self.target)
+        for _, older in list(self.run.checkpoints()):
+            if older != self.target:
+                shutil.rmtree(older)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return value.record()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

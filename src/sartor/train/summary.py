@@ -1,0 +1,87 @@
+"""The last word of a run: what changed, how sure that is, what it cost. Written for the report and the model card."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sartor.config import DpoConfig, to_yaml
+from sartor.evaluate.answers import Answers
+from sartor.evaluate.statistics import Estimate
+from sartor.rewards.scoring import as_rows
+
+
+def percent(share: Estimate) -> str:
+    """A share with its interval in percent.
+
+    >>> percent(Estimate(0.65, 0.553, 0.736, 100))
+    '65.0 % [55.3, 73.6]'
+    """
+    return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def headline(estimates: Mapping[str, Estimate], pairs: int, comparison: Mapping[str, Any] | None) -> str:
+    """The result in a sentence or two, each number with its 95 % interval."""
+    parts = [
+        f"It prefers what people preferred in {percent(estimates['rewards/accuracies'])} of {pairs} held-out pairs"
+    ]
+    if comparison and comparison.get("win_rate"):
+        wins, before, after = (comparison[name] for name in ("win_rate", "score_before", "score_after"))
+        parts.insert(
+            0,
+            f"Its answers to {wins.n} prompts it never trained on beat those of the start {percent(wins)} of the time "
+            f"(mean score {before.value:.2f} before, {after.value:.2f} after)",
+        )
+    if "objective/kl" in estimates:
+        kl = estimates["objective/kl"]
+        parts.append(f"it moved {kl.value:.1f} nats [{kl.low:.1f}, {kl.high:.1f}] away from the start (KL per answer)")
+    return "; ".join(parts) + "."
+
+
+def side_by_side(before: Answers, after: Answers) -> list[dict[str, Any]]:
+    """Rows of ``samples.jsonl``."""
+    none: list[Any] = [None] * len(before.prompts)
+    columns = zip(before.prompts, before.texts, after.texts, before.scores or none, after.scores or none, strict=True)
+    return [
+        {"prompt": as_rows(prompt), "before": old, "after": new, "score_before": old_score, "score_after": new_score}
+        for prompt, old, new, old_score, new_score in columns
+    ]
+
+
+def model_card(config: DpoConfig, summary: Mapping[str, Any]) -> str:
+    """``README.md`` of a run, with the metadata block that the Hub reads."""
+    base = None if Path(config.model).exists() or config.model == "smollm2" else config.model
+    meta = {"library_name": "peft" if config.lora_r else "transformers", "tags": ["sartor", "dpo", "preferences"]}
+    front = yaml.safe_dump({**meta, **({"base_model": base} if base else {})}, sort_keys=False)
+    notes = "".join(f"- {note}\n" for note in summary["data"]["notes"])
+    return f"""---
+{front}---
+
+# {summary["title"]}
+
+{summary["headline"]}
+
+Trained on {summary["data"]["train"]}; held out: {summary["data"]["eval"]}.
+{notes}
+The model is in `model/`, every number with its interval in `report.html` and `metrics.jsonl`. Repeat it with
+
+    {summary["command"]}
+
+```yaml
+{to_yaml(config)}```
+"""
+
+
+def cost(
+    seconds: Mapping[str, float], training: Sequence[Mapping[str, float]], peak_memory_gib: float
+) -> dict[str, Any]:
+    """What the run cost: seconds by stage, tokens, speed, memory."""
+    busy = sum(row["seconds"] for row in training)
+    return {
+        "seconds": sum(seconds.values()),
+        "stages": [{"name": name, "seconds": round(value, 1)} for name, value in seconds.items()],
+        "peak_memory_gib": round(peak_memory_gib, 2),
+        "train_tokens": int(sum(row["tokens"] for row in training)),
+        "pairs_per_second": sum(row["pairs"] for row in training) / busy if busy else None,
+    }
