@@ -111,7 +111,7 @@ def parse(verb: str, config: type, arguments: Sequence[str]) -> Any:
     if missing and not asks_help:
         wanted = " ".join(f"--{name} {name.upper()}" for name in needed)
         raise UserError(f"{verb}: missing {', '.join('--' + name for name in missing)}; wanted: sartor {verb} {wanted}")
-    defaults = {name: tyro.MISSING for name in needed} | known
+    defaults = dict.fromkeys(needed, tyro.MISSING) | known
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -129,7 +129,7 @@ def parse(verb: str, config: type, arguments: Sequence[str]) -> Any:
 
 def _unchecked(config: type, values: dict[str, Any]) -> Any:
     """An instance whose required fields may still be missing, so that its checks must wait for the real one."""
-    instance = object.__new__(config)
+    instance: Any = object.__new__(config)
     for f in dataclasses.fields(config):
         setattr(instance, f.name, values.get(f.name, f.default))
     return instance

@@ -1,4 +1,4 @@
-"""One dataclass per verb. A YAML file and the command line fill the same fields; help texts are the strings under them."""
+"""One dataclass per verb. YAML files and the command line fill the same fields; the strings under them are the help."""
 
 import dataclasses
 import typing

@@ -29,7 +29,9 @@ def progress(label: str, total: float) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(f"{label:<22}", total=total, note="")
 
-        def advance(amount: float, note: str = "") -> None:
-            bars.update(task, advance=amount, **({"note": note} if note else {}))
+        def advance(amount: float, note: str | None = None) -> None:
+            bars.advance(task, amount)
+            if note is not None:
+                bars.update(task, note=note)
 
         yield advance

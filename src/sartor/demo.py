@@ -58,8 +58,9 @@ def run_demo(config: DemoConfig, command: str = "") -> RunFolder:
         )
     else:
         say(
-            f"{config.model} answers {len(_prompts('train'))} prompts, VADER ranks the answers in place of a person, DPO "
-            f"learns from it,\nand {len(_prompts('eval'))} other prompts show what changed: about {minutes()} minutes here."
+            f"{config.model} answers {len(_prompts('train'))} prompts, the lexicon VADER ranks them in place of a "
+            f"person, DPO learns from that,\nand {len(_prompts('eval'))} other prompts show what changed: about "
+            f"{minutes()} minutes on this machine."
         )
         data, held_out = run.path / "rankings.jsonl", run.path / "rankings_held_out.jsonl"
         if not (data.is_file() and held_out.is_file()):

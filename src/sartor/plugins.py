@@ -29,7 +29,8 @@ def _from_file(file: str, function: str) -> Any:
     if not path.is_file():
         raise UserError(f"{file}:{function}: no such file {path}")
     spec = importlib.util.spec_from_file_location(f"sartor_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    assert spec is not None  # a .py file always has a loader
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

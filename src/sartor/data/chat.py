@@ -22,9 +22,9 @@ END_SEARCH = 4  # a template's end-of-turn token stands among a completion's las
 class Encoded:
     """Token trees of a data set, and what had to be done to them.
 
-    ``index[i]`` is the place in the input of ``trees[i]``. ``boundary``: rows whose prompt tokens are no prefix of prompt
-    plus completion, split at the longest common prefix. ``prompt_cut``: rows that lost the start of their prompt.
-    ``too_long``: rows left out because a completion alone exceeds the limit.
+    ``index[i]`` is the place in the input of ``trees[i]``. ``boundary``: rows whose prompt tokens are no prefix of
+    prompt plus completion, split at the longest common prefix. ``prompt_cut``: rows that lost the start of their
+    prompt. ``too_long``: rows left out because a completion alone exceeds the limit.
     """
 
     trees: list[TokenTree]
@@ -35,14 +35,13 @@ class Encoded:
 
     def notes(self, max_length: int) -> list[str]:
         """One line for each thing that a reader of the results should know."""
-        total = len(self.trees) + self.too_long
-        lines = {
-            f"{self.prompt_cut} of {total} rows: start of the prompt cut to fit max_length {max_length}": self.prompt_cut,
-            f"{self.too_long} of {total} rows left out: a completion alone exceeds max_length {max_length}": self.too_long,
-            f"{self.boundary} of {total} rows: prompt and completion merge at their boundary, split at the longest "
-            "common prefix": self.boundary,
+        what_happened = {
+            f"start of the prompt cut to fit max_length {max_length}": self.prompt_cut,
+            f"left out, since a completion alone exceeds max_length {max_length}": self.too_long,
+            "prompt and completion merge at their boundary, split at the longest common prefix": self.boundary,
         }
-        return [line for line, count in lines.items() if count]
+        total = len(self.trees) + self.too_long
+        return [f"{count} of {total} rows: {what}" for what, count in what_happened.items() if count]
 
 
 def encode_preferences(
@@ -79,7 +78,8 @@ def encode_trees(
     where: Sequence[object] | None = None,
 ) -> Encoded:
     """Token trees of ``prompts`` with their ``answers``; see :func:`encode_preferences`."""
-    rendered_prompts, rendered_wholes = [], []
+    rendered_prompts: list[_Rendered] = []
+    rendered_wholes: list[list[_Rendered]] = []
     for i, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
         try:
             rendered_prompts.append(_prompt(tokenizer, prompt, as_chat))
@@ -89,18 +89,18 @@ def encode_trees(
     prompt_ids = _tokenize(tokenizer, rendered_prompts)
     whole_ids = iter(_tokenize(tokenizer, [whole for row in rendered_wholes for whole in row]))
     trees, index, boundary, prompt_cut, too_long = [], [], 0, 0, 0
-    for i, row in enumerate(rendered_wholes):
-        wholes = [next(whole_ids) for _ in row]
+    for i, rendered in enumerate(rendered_wholes):
+        wholes = [next(whole_ids) for _ in rendered]
         shared = min((_common_prefix(prompt_ids[i], whole) for whole in wholes), default=len(prompt_ids[i]))
         branches = tuple(_end_once(tokenizer, whole[shared:]) for whole in wholes)
         room = max_length - max(map(len, branches), default=0)
         if room < min(1, shared):
             too_long += 1
             continue
-        prompt = _keep_end(tokenizer, prompt_ids[i][:shared], room)
+        kept = _keep_end(tokenizer, prompt_ids[i][:shared], room)
         boundary += shared < len(prompt_ids[i])
-        prompt_cut += len(prompt) < shared
-        trees.append(TokenTree(prompt, branches, tuple(pairs[i])))
+        prompt_cut += len(kept) < shared
+        trees.append(TokenTree(kept, branches, tuple(pairs[i])))
         index.append(i)
     return Encoded(trees, index, boundary, prompt_cut, too_long)
 

@@ -11,8 +11,9 @@ for each completion token, the row that predicts it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,8 +57,10 @@ class TreeBatch:
 
     def to(self, device: torch.device | str) -> "TreeBatch":
         """The same batch with its tensors on ``device``."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return TreeBatch(**{"bounds": self.bounds, "trees": self.trees, **moved})
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     @cached_property
     def branch_of_token(self) -> Int[Tensor, " T"]:

@@ -26,9 +26,9 @@ class Answers:
     lengths: list[list[int]]
     scores: list[list[float]] | None = None
 
-    def rows(self) -> list[dict[str, object]]:
+    def rows(self) -> list[dict[str, Any]]:
         """As they stand in ``samples_before.jsonl``."""
-        scores = self.scores or [None] * len(self.prompts)
+        scores: Sequence[list[float] | None] = self.scores or [None] * len(self.prompts)
         return [
             {"prompt": as_rows(prompt), "texts": texts, "lengths": lengths, "scores": score}
             for prompt, texts, lengths, score in zip(self.prompts, self.texts, self.lengths, scores, strict=True)
@@ -76,9 +76,9 @@ def kl_to_reference(
 ) -> Estimate:
     """KL(policy ‖ reference) in nats per completion, over completions of at most ``sampling.max_new_tokens``.
 
-    One completion y per prompt is drawn from the policy itself (temperature 1, all words) and log π(y|x) - log π_ref(y|x)
-    averaged: unbiased, though a single run of few prompts can come out below 0. ``reference`` may be the policy itself,
-    with an adapter to switch off.
+    One completion y per prompt is drawn from the policy itself (temperature 1, all words) and log π(y|x) minus
+    log π_ref(y|x) averaged: unbiased, though a single run of few prompts can come out below 0. ``reference`` may be
+    the policy itself, with an adapter to switch off.
     """
     drawn = sample(policy, prompts, 1, replace(sampling, temperature=1.0, top_p=1.0), progress)
     trees = [TokenTree(prompt, (row[0].tokens,)) for prompt, row in zip(prompts, drawn, strict=True)]

@@ -11,7 +11,7 @@ from sartor.types import PairLogps
 
 
 def pair_metrics(pair: PairLogps, beta: float) -> dict[str, Float[Tensor, " pairs"]]:
-    """Per pair, under the names that DPO users know. Rewards are implicit: β·(log π - log π_ref), eq. 5 without const."""
+    """Per pair, under the names DPO users know. Rewards are implicit: β·(log π - log π_ref), eq. 5 without Z(x)."""
     chosen = beta * (pair.policy_chosen - pair.reference_chosen)
     rejected = beta * (pair.policy_rejected - pair.reference_rejected)
     return {

@@ -1,9 +1,9 @@
 """One forward pass over trees, checked against the plain one on first use.
 
 Two roads give the same per-token log-probs. *Packed*: trees flat, prompt computed once, own head on completion tokens
-only. *Plain*: one padded row per branch, the prompt repeated, the model's own logits; slower, and right for every causal
-language model. :func:`check` compares them on a real tree and decides; models with recurrent layers, attention sinks
-or unknown heads take the plain road.
+only. *Plain*: one padded row per branch, the prompt repeated, the model's own logits; slower, and right for every
+causal language model. :func:`check` compares them on a real tree and decides; models with recurrent layers, attention
+sinks or unknown heads take the plain road.
 """
 
 from typing import Any

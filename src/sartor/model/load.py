@@ -125,7 +125,7 @@ def load(
     folder = Path(resolve(name))
     arguments = {"dtype": pick_dtype(dtype, device), "local_files_only": True}
     if (folder / "adapter_config.json").is_file():
-        config = LoraConfig.from_pretrained(folder)
+        config = LoraConfig.from_pretrained(str(folder))
         model = load(str(config.base_model_name_or_path), dtype)
         network = PeftModel.from_pretrained(model.network, folder).merge_and_unload()
         tokenizer, merged = model.tokenizer, True
@@ -138,9 +138,7 @@ def load(
                 tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, **gguf)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(
-                f"model {name!r}: {folder} cannot be loaded as a causal language model: {reason}"
-            ) from error
+            raise UserError(f"model {name!r}: {folder} is no causal language model that loads: {reason}") from error
         merged = False
     if not tokenizer.chat_template:
         starts_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -223,7 +221,7 @@ def fingerprint(model: LanguageModel) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class _quiet:

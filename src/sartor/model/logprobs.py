@@ -47,7 +47,7 @@ class _ChunkedLogProb(torch.autograd.Function):
         return logp
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, log_z = ctx.saved_tensors
         head = Head(weight, bias, ctx.scale, ctx.softcap)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]

@@ -2,7 +2,7 @@
 
 A value is keyed by everything it depends on and nothing else: the fingerprint of the weights and the token ids of the
 tree. Changing β, the loss or the learning rate finds it again; changing the model, the template or the truncation does
-not. Shards are written whole under names of their own, so a killed run keeps what it had and two runs may write at once.
+not. Shards are written whole under names of their own, so a killed run keeps what it had and two may write at once.
 """
 
 import hashlib

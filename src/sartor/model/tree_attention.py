@@ -1,7 +1,7 @@
 """Attention that knows the tree, plugged into Hugging Face models from outside.
 
-A model under ``attn_implementation="sartor"`` calls :func:`attention` in every layer. What each query may see is decided
-by the object passed to the model as ``attends=...``: a :class:`TreeAttention` for a flat batch of trees, or the
+A model under ``attn_implementation="sartor"`` calls :func:`attention` in every layer. What each query may see is up to
+the object passed to the model as ``attends=...``: a :class:`TreeAttention` for a flat batch of trees, or the
 sampler's key-value cache for one decoding step. Everything else (projections, rotary positions, norms) is untouched.
 
 The matching mask entry matters as much: without it transformers builds its own mask and, seeing positions jump from one

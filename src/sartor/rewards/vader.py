@@ -20,6 +20,6 @@ def vader(prompts: Sequence[object], completions: Sequence[object], **columns: o
     a lexicon needs no download and can be read (Hutto & Gilbert 2014, ICWSM).
 
     >>> vader(["How was it?"] * 2, ["Wonderful, I loved it.", "Dull and disappointing."])
-    [0.8225, -0.7003]
+    [0.8225, -0.7096]
     """
     return [_analyzer().polarity_scores(content(completion))["compound"] for completion in completions]  # type: ignore[arg-type]

@@ -264,7 +264,7 @@ def _generate(
     """The same by transformers, for models that cannot run packed: prompt by prompt, since not all take padding."""
     use_attention(model, model.own_attention)
     ends, tokens = end_tokens(model), []
-    options = {"do_sample": False}
+    options: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     for i, prompt in enumerate(prompts):

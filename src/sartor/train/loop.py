@@ -214,8 +214,8 @@ def load_checkpoint(run: RunFolder, weights: MasterWeights) -> int:
 def default_learning_rate(parameters: int, lora: bool) -> float:
     """Peak rate by model size: small models need larger steps (`docs/log.md`); adapters ten times the rate.
 
-    >>> default_learning_rate(135_000_000, lora=False), default_learning_rate(8_000_000_000, lora=True)
-    (2e-05, 1e-05)
+    >>> default_learning_rate(135_000_000, lora=False), default_learning_rate(2_000_000_000, lora=True)
+    (2e-05, 5e-05)
     """
     full = 2e-5 if parameters <= 500e6 else 5e-6 if parameters <= 3e9 else 1e-6
     return 10 * full if lora else full

@@ -138,7 +138,7 @@ class NewCheckpoint:
             return
         shutil.rmtree(self.target, ignore_errors=True)
         os.replace(self.scratch, self.target)
-        for _, older in list(self.run.checkpoints()):
+        for _step, older in list(self.run.checkpoints()):
             if older != self.target:
                 shutil.rmtree(older)
 

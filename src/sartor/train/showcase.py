@@ -1,4 +1,4 @@
-"""Prompts that a run never trains on, answered before and after, and the distance from the reference measured on them."""
+"""Prompts that a run never trains on, answered before and after, and the distance from the reference on them."""
 
 from collections.abc import Sequence
 

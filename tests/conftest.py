@@ -1,0 +1,126 @@
+"""Tiny random models made on the spot, and the one real model."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
+
+from sartor.data.trees import TokenTree
+from sartor.model.load import LanguageModel
+
+VOCABULARY = 261  # bytes, and five special tokens
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def _shape() -> dict[str, int]:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 512,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 257,
+    }
+
+
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**_shape()),
+    "qwen3": lambda: Qwen3Config(**_shape(), head_dim=8),
+    "gemma2": lambda: Gemma2Config(
+        **_shape(), head_dim=8, query_pre_attn_scalar=8, sliding_window=6, attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3": lambda: Gemma3TextConfig(**_shape(), head_dim=8, query_pre_attn_scalar=8, sliding_window=6),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=256, eos_token_id=257
+    ),
+    "mixtral": lambda: MixtralConfig(**_shape(), num_local_experts=4),
+    "mamba": lambda: MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, eos_token_id=257),
+    "qwen3_next": lambda: Qwen3NextConfig(
+        **{**_shape(), "num_hidden_layers": 4}, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, linear_num_key_heads=2, linear_num_value_heads=2,
+    ),
+}  # fmt: skip
+PACKED = ["llama", "qwen3", "gemma2", "gemma3", "gpt2", "mixtral"]
+RECURRENT = ["mamba", "qwen3_next"]
+
+
+def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token a byte; <|end|> closes a turn and is EOS."""
+    special = ["<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {symbol: i for i, symbol in enumerate(sorted(alphabet))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|end|>")
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def tiny_model(name: str = "llama", seed: int = 0) -> LanguageModel:
+    """A random fp32 model whose weights are large enough that its log-probs differ visibly from token to token."""
+    torch.manual_seed(seed)
+    network = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return LanguageModel(network, byte_tokenizer(), name)
+
+
+def random_tree(rng: random.Random, prompt: int, branches: int, longest: int = 12) -> TokenTree:
+    tokens = lambda n: tuple(rng.randrange(256) for _ in range(n))  # noqa: E731
+    pairs = tuple((i, j) for i in range(branches) for j in range(i + 1, branches))
+    return TokenTree(tokens(prompt), tuple(tokens(rng.randint(1, longest)) for _ in range(branches)), pairs)
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk, as a user's own would be."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().save(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reads or fills the user's cache, but for the real model, which is fetched once."""
+    if "real" not in request.keywords:
+        monkeypatch.setenv("SARTOR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("../shared/data is not here: these tests run in the project's own workplace only")
+    return SHARED_DATA
