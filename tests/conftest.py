@@ -51,7 +51,11 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_shape()),
     "qwen3": lambda: Qwen3Config(**_shape(), head_dim=8),
     "gemma2": lambda: Gemma2Config(
-        **_shape(), head_dim=8, query_pre_attn_scalar=8, sliding_window=6, attn_logit_softcapping=2.0,
+        **_shape(),
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=6,
+        attn_logit_softcapping=2.0,
         final_logit_softcapping=3.0,
     ),
     "gemma3": lambda: Gemma3TextConfig(**_shape(), head_dim=8, query_pre_attn_scalar=8, sliding_window=6),
@@ -61,10 +65,16 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "mixtral": lambda: MixtralConfig(**_shape(), num_local_experts=4),
     "mamba": lambda: MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, eos_token_id=257),
     "qwen3_next": lambda: Qwen3NextConfig(
-        **{**_shape(), "num_hidden_layers": 4}, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
-        shared_expert_intermediate_size=16, linear_num_key_heads=2, linear_num_value_heads=2,
+        **{**_shape(), "num_hidden_layers": 4},
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
     ),
-}  # fmt: skip
+}
 PACKED = ["llama", "qwen3", "gemma2", "gemma3", "gpt2", "mixtral"]
 RECURRENT = ["mamba", "qwen3_next"]
 

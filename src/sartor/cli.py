@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from sartor import __version__
 from sartor.config import DemoConfig, DpoConfig, SampleConfig, from_yaml
 from sartor.errors import UserError, unknown
@@ -34,17 +36,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         sys.exit(_run(arguments))
+    except BrokenPipeError:  # the reader of our output, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except UserError as error:
         if debug:
             traceback.print_exc()
         print(f"sartor: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"sartor: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("sartor: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, head for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        print(f"sartor: a fault of Sartor's own, please report it with the output of --debug: {text}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _run(arguments: list[str]) -> int:
@@ -95,8 +108,6 @@ def parse(verb: str, config: type, arguments: Sequence[str]) -> Any:
     Raises:
         UserError: an option that is unknown, missing or of the wrong type, in one line.
     """
-    import tyro
-
     file, rest = _take(list(arguments), "--config")
     output, _ = _take(rest, "--output")
     known: dict[str, Any] = {}

@@ -1,11 +1,13 @@
 """One dataclass per verb. YAML files and the command line fill the same fields; the strings under them are the help."""
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
+import tyro
 import yaml
 
 from sartor.errors import UserError, unknown
@@ -32,6 +34,8 @@ class DpoConfig:
     """Hold out at most so many rows."""
     split: str = "train"
     """Split to read of a Hub data set."""
+    eval_split: str | None = None
+    """Split to read of --eval-data; as --split by default."""
     on_bad_row: str = "skip"
     """skip: leave out up to 1 % of rows and say so; drop: any number; error: stop at the first."""
     as_chat: bool = False
@@ -45,8 +49,8 @@ class DpoConfig:
     """KL leash; higher stays closer to the reference."""
     learning_rate: float | None = None
     """Peak learning rate. Default by size: full 2e-5 to 0.5B, 5e-6 to 3B, 1e-6 above; LoRA 10 times that."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after warm-up."""
+    schedule: str = "cosine"
+    """How the learning rate falls after warm-up: cosine, linear, or constant."""
     warmup_ratio: float = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
@@ -59,7 +63,7 @@ class DpoConfig:
     """Stop after so many optimizer steps, whatever --epochs says."""
     batch_size: int = 8
     """Prompts per optimizer step (a ranking of K answers counts as one)."""
-    token_budget: int = 4096
+    token_budget: int = 2048
     """Tokens per forward pass: bounds memory, never changes the result."""
     lora_r: int = 0
     """Rank of a LoRA adapter on all linear layers; 0 trains all weights."""
@@ -94,6 +98,14 @@ class DpoConfig:
         for name in ("learning_rate", "max_steps", "eval_every", "limit", "eval_limit"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "above 0")
+        for name, number in vars(self).items():
+            _require(not isinstance(number, float) or math.isfinite(number), name, number, "a finite number")
+        for name in ("weight_decay", "temperature", "seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.lora_alpha is None or self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "above 0")
+        _choose("schedule", self.schedule, ("cosine", "linear", "constant"))
+        _choose("dtype", self.dtype, ("auto", "bfloat16", "float32"))
+        _choose("on_bad_row", self.on_bad_row, ("skip", "error", "drop"))
         _require(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "between 0 and 1")
         _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "at least 0 and below 1")
         _require(self.lora_r >= 0, "lora_r", self.lora_r, "0 (full training) or a rank")
@@ -110,7 +122,7 @@ class SampleConfig:
     """Text file with one prompt a line, or data with a 'prompt' column (strings or role/content lists)."""
     output: Path | None = None
     """JSONL file to write (prompt, completions); by default they are shown."""
-    n: int = 1
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 1
     """Samples per prompt."""
     max_new_tokens: int = 256
     """Longest completion, in tokens."""
@@ -132,6 +144,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         for name in ("n", "max_new_tokens", "batch_size", "max_length"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _choose("dtype", self.dtype, ("auto", "bfloat16", "float32"))
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
 
@@ -150,6 +164,11 @@ class DemoConfig:
     """Same seed, same machine, same result."""
 
 
+def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise unknown(f"--{name.replace('_', '-')}", value, known)
+
+
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
         raise UserError(f"--{name.replace('_', '-')} {value}: wanted {wanted}")
@@ -165,7 +184,7 @@ def from_yaml(path: Path, config: type) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: wanted lines of 'name: value', got {type(values).__name__}")
@@ -190,12 +209,10 @@ def to_yaml(config: Any) -> str:
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     """A YAML value as the field's type: 2e-5 is a string to YAML, and an int will do for a float."""
-    allowed = typing.get_args(hint) if typing.get_origin(hint) not in (None, Literal) else (hint,)
+    allowed = typing.get_args(hint) or (hint,)
     if value is None and type(None) in allowed:
         return None
     for kind in allowed:
-        if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
-            return value
         if kind is Path and isinstance(value, str):
             return Path(value)
         if kind is float and not isinstance(value, bool):

@@ -23,7 +23,7 @@ from sartor.machine import keep_freed_memory
 from sartor.model.load import load, pick_device, pick_dtype
 from sartor.rewards.vader import vader
 from sartor.rollout.local import Sampling
-from sartor.train.dpo import train_dpo
+from sartor.train.dpo import BEFORE_THE_RUN, train_dpo
 from sartor.train.run import RunFolder
 from sartor.types import Text
 
@@ -41,7 +41,7 @@ def run_demo(config: DemoConfig, command: str = "") -> RunFolder:
         UserError: data or a model that the user can mend.
     """
     keep_freed_memory()
-    run = RunFolder(config.output or _next_folder(Path("runs/demo")))
+    run = RunFolder(config.output or _next_folder(Path("runs/demo"), config))
     if config.data is not None:
         say(f"Fits {config.model} to {config.data} and shows it before and after, in about ten minutes on two cores.")
         dpo = DpoConfig(
@@ -62,15 +62,13 @@ def run_demo(config: DemoConfig, command: str = "") -> RunFolder:
             f"person, DPO learns from that,\nand {len(_prompts('eval'))} other prompts show what changed: about "
             f"{minutes()} minutes on this machine."
         )
-        data, held_out = run.path / "rankings.jsonl", run.path / "rankings_held_out.jsonl"
-        if not (data.is_file() and held_out.is_file()):
-            _collect(config, run, data, held_out)
         dpo = DpoConfig(
             model=config.model,
-            data=str(data),
-            eval_data=str(held_out),
+            data=str(run.path / "rankings.jsonl"),
+            eval_data=str(run.path / "rankings_held_out.jsonl"),
             output=run.path,
             seed=config.seed,
+            learning_rate=5e-5,
             epochs=EPOCHS,
             eval_prompts=len(_prompts("eval")),
             eval_samples=ANSWERS,
@@ -79,24 +77,30 @@ def run_demo(config: DemoConfig, command: str = "") -> RunFolder:
             score="vader",
         )
     dpo.resume = run.exists
+    run.check(dpo, allowed=BEFORE_THE_RUN)
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.write_json("demo.json", _kind(config))
+    if config.data is None:
+        _collect(config, run)
     return train_dpo(dpo, command=command)
 
 
-def _collect(config: DemoConfig, run: RunFolder, data: Path, held_out: Path) -> None:
+def _collect(config: DemoConfig, run: RunFolder) -> None:
     """Sample and rank: the feedback that people would give."""
+    files_of = {"train": "rankings.jsonl", "eval": "rankings_held_out.jsonl"}
+    if all((run.path / name).is_file() for name in files_of.values()):
+        return
     model = load(config.model)
-    run.path.mkdir(parents=True, exist_ok=True)
-    for part, path in (("train", data), ("eval", held_out)):
+    for part, name in files_of.items():
         prompts: list[Text] = [as_conversation(prompt, "user") for prompt in _prompts(part)]
         ids = encode_prompts(model.tokenizer, prompts, max_length=512)
-        sampling = Sampling(TOKENS, TEMPERATURE, seed=config.seed)
+        # A seed of its own: answers that were selected for being rankable must not be the "before" of the comparison.
+        sampling = Sampling(TOKENS, TEMPERATURE, seed=config.seed + 1)
         with progress(f"answers to rank, {part}", len(prompts) * ANSWERS) as advance:
             answers = answer(model, prompts, ids, ANSWERS, sampling, vader, advance)
         kept = [row for row in answers.rows() if len(set(row["scores"])) > 1]  # four equals rank nothing
-        if part == "eval":
-            run.write_jsonl("samples_before.jsonl", kept)
-        run.write_jsonl(path.name, [_ranking(row) for row in kept])
-        say(f"ranked  {len(kept)} of {len(prompts)} prompts, {ANSWERS} answers each -> {path}")
+        run.write_jsonl(name, [_ranking(row) for row in kept])
+        say(f"ranked  {len(kept)} of {len(prompts)} prompts, {ANSWERS} answers each -> {run.path / name}")
 
 
 def _ranking(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,10 +114,20 @@ def _prompts(part: str) -> list[str]:
     return (files("sartor.data") / "prompts" / f"sentiment_{part}.txt").read_text(encoding="utf-8").splitlines()
 
 
-def _next_folder(base: Path) -> Path:
-    """``base``, or ``base-2``, ``base-3`` … : the first that holds no finished run."""
-    names = (base if i == 1 else base.with_name(f"{base.name}-{i}") for i in count(1))
-    return next(path for path in names if not RunFolder(path).finished)
+def _next_folder(base: Path, config: DemoConfig) -> Path:
+    """``base``, or ``base-2``, ``base-3`` … : the first that is free, or holds an unfinished demo of the same kind."""
+    for i in count(1):
+        path = base if i == 1 else base.with_name(f"{base.name}-{i}")
+        if not path.exists():
+            return path
+        begun = RunFolder(path)
+        if not begun.finished and begun.read_json("demo.json") == _kind(config):
+            return path
+    raise AssertionError("there is always a next number")
+
+
+def _kind(config: DemoConfig) -> dict[str, Any]:
+    return {"model": config.model, "data": config.data, "seed": config.seed}
 
 
 def minutes() -> int:

@@ -34,6 +34,12 @@ def keep_freed_memory() -> None:
         mallopt(M_TOP_PAD, 64 * 2**20)
 
 
+def release_freed_memory() -> None:
+    """Give back what :func:`keep_freed_memory` kept: between stages of unlike shape it would only pile up."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def machine() -> dict[str, str | int]:
     """Processor, device and versions."""
     return {

@@ -1,6 +1,7 @@
 """Names to objects. Built-ins and outside packages are found through the same entry points."""
 
 import importlib.util
+import sys
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -31,7 +32,7 @@ def _from_file(file: str, function: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"sartor_user_{path.stem}", path)
     assert spec is not None  # a .py file always has a loader
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:

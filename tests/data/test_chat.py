@@ -3,9 +3,8 @@
 import pytest
 from conftest import byte_tokenizer
 
-from sartor.data.chat import encode_preferences, encode_prompts, encode_trees
+from sartor.data.chat import PLAIN_TEMPLATE, encode_preferences, encode_prompts, encode_trees
 from sartor.errors import UserError
-from sartor.model.load import PLAIN_TEMPLATE
 from sartor.types import Comparison, Message, Ranking
 
 
@@ -51,8 +50,8 @@ def test_a_template_without_end_of_turn_gets_eos() -> None:
 def test_models_without_a_template_read_hh_transcripts() -> None:
     tokenizer = byte_tokenizer(PLAIN_TEMPLATE)
     (tree,) = encode_preferences(tokenizer, [CHAT], 100).trees
-    assert read(tokenizer, tree.prompt) == "\n\nHuman: Hi\n\nAssistant: "
-    assert read(tokenizer, tree.branches[0]) == "Hello<|end|>"
+    assert read(tokenizer, tree.prompt) == "\n\nHuman: Hi\n\nAssistant:"
+    assert read(tokenizer, tree.branches[0]) == " Hello<|end|>"
 
 
 def test_strings_as_chat() -> None:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from sartor.model import logprobs
 from sartor.model.logprobs import Head, chunked_logps, sum_by_branch
 

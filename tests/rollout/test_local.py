@@ -4,7 +4,7 @@ from conftest import PACKED, RECURRENT, tiny_model
 
 from sartor.data.trees import TokenTree, pack
 from sartor.model.forward import packed_logps
-from sartor.rollout.local import Sample, Sampling, choose, end_tokens, sample
+from sartor.rollout.local import Sample, Sampling, choose, sample
 
 
 def prompts(rng, lengths=(3, 11, 7, 20, 5)):
@@ -20,9 +20,12 @@ def test_greedy_equals_generate(name: str, rng) -> None:
     model.core.set_attn_implementation(model.own_attention)
     for prompt, (one,) in zip(ids, ours, strict=True):
         whole = model.core.generate(
-            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=sorted(end_tokens(model)),
+            torch.tensor([prompt]),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=sorted(model.end_tokens),
             pad_token_id=257,
-        )  # fmt: skip
+        )
         assert one.tokens == tuple(whole[0, len(prompt) :].tolist())
 
 

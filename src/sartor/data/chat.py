@@ -15,6 +15,14 @@ from sartor.data.trees import TokenIds, TokenTree
 from sartor.errors import UserError
 from sartor.types import Comparison, Conversation, Message, Ranking, Text
 
+# For a tokenizer without a chat template: the transcript form of Anthropic's HH data. The prompt ends on the colon,
+# since the space after it belongs to the answer's first word in most vocabularies.
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ '\n\n' + {'user': 'Human', 'assistant': 'Assistant'}.get(m['role'], m['role'].title())"
+    " + ': ' + m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+
 END_SEARCH = 4  # a template's end-of-turn token stands among a completion's last few, maybe followed by a newline
 
 
@@ -109,6 +117,20 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Text], max_length: int, as_
     """Prompts as a model reads them before it answers; too long ones lose their start."""
     rendered = _tokenize(tokenizer, [_prompt(tokenizer, prompt, as_chat) for prompt in prompts])
     return [_keep_end(tokenizer, ids, max_length) for ids in rendered]
+
+
+def plain_template(tokenizer: Any) -> str:
+    """The template for a tokenizer that has none, with a BOS where the tokenizer starts plain text with one."""
+    starts_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return ("{{ bos_token }}" if starts_with_bos else "") + PLAIN_TEMPLATE
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that ends an answer as the tokenizer's template writes it; EOS where it writes none."""
+    turns = (Message("user", "a"), Message("assistant", "b"))
+    (ids,) = _tokenize(tokenizer, [_render(tokenizer, turns, opens_answer=False)])
+    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
+    return next((token for token in ids[-END_SEARCH:] if token in special), tokenizer.eos_token_id)
 
 
 def as_conversation(text: Text, role: str) -> Conversation:

@@ -11,7 +11,7 @@ for each completion token, the row that predicts it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,11 @@ class TokenTree:
         """Tokens that a forward pass computes: the prompt once."""
         return len(self.prompt) + sum(map(len, self.branches))
 
+    @property
+    def repeated_size(self) -> int:
+        """Tokens where the prompt has to be repeated for each branch, as padded rows."""
+        return len(self.branches) * (len(self.prompt) + max(map(len, self.branches), default=0))
+
 
 @dataclass(frozen=True)
 class TreeBatch:
@@ -57,10 +62,9 @@ class TreeBatch:
 
     def to(self, device: torch.device | str) -> "TreeBatch":
         """The same batch with its tensors on ``device``."""
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return TreeBatch(**values)
 
     @cached_property
     def branch_of_token(self) -> Int[Tensor, " T"]:

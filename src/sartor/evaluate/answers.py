@@ -9,7 +9,7 @@ import torch
 
 from sartor.data.trees import TokenIds, TokenTree, split_by_budget
 from sartor.evaluate.diversity import distinct_n
-from sartor.evaluate.statistics import Estimate, mean
+from sartor.evaluate.statistics import Estimate, mean, proportion
 from sartor.model.load import LanguageModel
 from sartor.model.reference import score_trees
 from sartor.rewards.scoring import Scorer, as_rows, from_rows, score_texts
@@ -91,11 +91,15 @@ def kl_to_reference(
 
 
 def compare(before: Answers, after: Answers) -> dict[str, Estimate | int | None]:
-    """Before against after on the same prompts. The prompt is the unit of every interval."""
+    """Before against after on the same prompts. The prompt is the unit of every interval.
+
+    ``score_change`` is the paired difference, prompt by prompt: tighter than two scores on the same prompts.
+    """
     scored = before.scores is not None and after.scores is not None
     return {
         "score_before": _by_prompt(before.scores) if scored else None,
         "score_after": _by_prompt(after.scores) if scored else None,
+        "score_change": _change(before.scores or [], after.scores or []) if scored else None,
         "win_rate": win_rate(before.scores or [], after.scores or []) if scored else None,
         "distinct_2_before": mean([distinct_n(texts) for texts in before.texts]),
         "distinct_2_after": mean([distinct_n(texts) for texts in after.texts]),
@@ -118,8 +122,11 @@ def win_rate(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
         sum((a > b) + 0.5 * (a == b) for b, a in product(row_before, row_after)) / (len(row_before) * len(row_after))
         for row_before, row_after in zip(before, after, strict=True)
     ]
-    found = mean(wins)
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+    return proportion(wins, range(len(wins)))
+
+
+def _change(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Estimate:
+    return mean([sum(b) / len(b) - sum(a) / len(a) for a, b in zip(before, after, strict=True)])
 
 
 def _by_prompt(rows: Sequence[Sequence[float]] | None) -> Estimate:

@@ -27,16 +27,18 @@ def pair_metrics(pair: PairLogps, beta: float) -> dict[str, Float[Tensor, " pair
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Per-pair values of every metric over the held-out pairs, and the tree that each pair comes from."""
+    """Per-pair values of every metric over the held-out pairs, and the prompt that each pair answers.
+
+    Pairs of one prompt are not independent, whether they stand in one ranking or in many rows: prompts are the units.
+    """
 
     values: Mapping[str, Sequence[float]]
-    tree: Sequence[int]
+    prompt: Sequence[int]
 
     def estimates(self) -> dict[str, Estimate]:
-        """Mean and 95 % interval of each metric: Wilson for accuracies of independent pairs, else t over trees."""
-        independent = len(set(self.tree)) == len(self.tree)
+        """Mean and 95 % interval of each metric: Wilson for accuracies, Student t for the rest."""
         return {
-            name: proportion(values) if name.endswith("accuracies") and independent else mean(values, self.tree)
+            name: (proportion if name.endswith("accuracies") else mean)(values, self.prompt)
             for name, values in self.values.items()
         }
 

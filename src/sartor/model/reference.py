@@ -20,7 +20,8 @@ from torch import Tensor
 
 from sartor.data.trees import TokenTree, pack, split_by_budget
 from sartor.model.forward import token_logps
-from sartor.model.load import LanguageModel, cache_folder, fingerprint
+from sartor.model.load import LanguageModel, fingerprint
+from sartor.model.resolve import cache_folder
 
 Key = bytes
 Values = NDArray[np.float32]
@@ -73,7 +74,8 @@ def reference_logps(
     """
     folder = folder or cache_folder() / "reference" / fingerprint(model)
     keys = [key_of(tree) for tree in trees]
-    known = {key: values for key, values in _read(folder) if key in set(keys)}
+    wanted = set(keys)
+    known = {key: values for key, values in _read(folder) if key in wanted}
     fresh: dict[Key, Values] = {}
     # Batches are planned over all trees, known ones too: a run killed here finds the same batches again, and so the
     # same bits, however far it had come.

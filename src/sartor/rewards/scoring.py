@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 from sartor.errors import UserError
 from sartor.types import Message, Text
@@ -23,16 +23,18 @@ def score_texts(scorer: Scorer, prompts: Sequence[Text], texts: Sequence[str]) -
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    scores = scorer(prompts=[as_rows(prompt) for prompt in prompts], completions=completions)
     name = getattr(scorer, "__name__", str(scorer))
+    try:
+        scores = scorer(prompts=[as_rows(prompt) for prompt in prompts], completions=completions)
+    except Exception as error:
+        raise UserError(f"scorer {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(scores, Sequence) or len(scores) != len(texts):
         got = f"{len(scores)} scores" if isinstance(scores, Sequence) else type(scores).__name__
         raise UserError(f"scorer {name}: wanted a list of {len(texts)} numbers, one per completion, got {got}")
-    numbers = [float(score) for score in scores]
-    for i, number in enumerate(numbers):
-        if not math.isfinite(number):
-            raise UserError(f"scorer {name}: wanted finite numbers, got {number} for completion {i}: {texts[i][:60]!r}")
-    return numbers
+    for score, text in zip(scores, texts, strict=True):
+        if not isinstance(score, SupportsFloat) or not math.isfinite(float(score)):
+            raise UserError(f"scorer {name}: wanted finite numbers, got {score} for the completion {text[:60]!r}")
+    return [float(score) for score in scores]
 
 
 def as_rows(text: Text) -> Any:

@@ -20,28 +20,45 @@ def run_sample(config: SampleConfig) -> None:
     """Answer every prompt ``config.n`` times; write JSON lines, or show them.
 
     Raises:
-        UserError: no prompts, or a model that cannot be loaded.
+        UserError: no prompts, a model that cannot be loaded, or an output that cannot be written.
     """
     prompts = read_prompts(config.prompts)
+    if config.output is not None:
+        _check_writable(config.output)
     model = load(config.model, config.dtype)
-    ids = encode_prompts(model.tokenizer, prompts, config.max_length, config.as_chat)
+    room = min(config.max_length, (model.context or 2**31) - config.max_new_tokens)
+    ids = encode_prompts(model.tokenizer, prompts, max(1, room), config.as_chat)
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.batch_size, config.seed)
     with progress("sampling", len(prompts) * config.n) as advance:
         answers = sample(model, ids, config.n, sampling, advance)
+    if not model.shares_prompts:
+        say("note    sampled by transformers' generate, which is slower: this model cannot share prompts")
     rows = [
         {"prompt": as_rows(prompt), "completions": [one.text for one in row], "finished": [one.finished for one in row]}
         for prompt, row in zip(prompts, answers, strict=True)
     ]
-    if config.output is None:
-        for row in rows:
-            print(shown(row["prompt"]))
-            for completion in row["completions"]:
-                print("  " + completion.strip().replace("\n", "\n  ") + "\n")
+    if config.output is not None:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        config.output.write_text(lines, encoding="utf-8")
+        cut = sum(not one.finished for row in answers for one in row)
+        say(f"{len(prompts) * config.n} completions in {config.output}; {cut} reached {config.max_new_tokens} tokens")
         return
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    cut = sum(not one.finished for row in answers for one in row)
-    say(f"{len(prompts) * config.n} completions in {config.output}; {cut} reached {config.max_new_tokens} tokens")
+    for row in rows:
+        print(shown(row["prompt"]))
+        for completion in row["completions"]:
+            print("  " + completion.strip().replace("\n", "\n  ") + "\n")
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before sampling, not after."""
+    if path.exists():
+        raise UserError(f"--output {path} exists already: name a new file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from error
 
 
 def read_prompts(source: str) -> list[Text]:
@@ -60,6 +77,7 @@ def read_prompts(source: str) -> list[Text]:
             raise UserError(f"--prompts {source} is empty: wanted one prompt a line")
         return [line for line in lines if line]
     loaded = load_examples(source, wanted=WITH_PROMPTS)
+    say(f"prompts {loaded}")
     return [example.prompt for example in loaded.examples if isinstance(example, WITH_PROMPTS)]
 
 

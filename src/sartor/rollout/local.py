@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import GenerationConfig
 
 from sartor.data.trees import TokenIds, TokenTree, pack, split_by_budget
+from sartor.errors import UserError
 from sartor.model.forward import check, head_of, use_attention
 from sartor.model.load import LanguageModel
 from sartor.model.tree_attention import NAME, TreeAttention, masked_scores
@@ -133,8 +135,16 @@ def sample(
 
     Every sample draws from random numbers of its own, fixed by the seed and its place: the batch size changes them by
     rounding at most. Models that cannot run packed are sampled by transformers' own ``generate``.
+
+    Raises:
+        UserError: prompt and completion need more positions than the model has.
     """
     longest = max(prompts, key=len)
+    if model.context is not None and len(longest) + sampling.max_new_tokens > model.context:
+        raise UserError(
+            f"a prompt of {len(longest)} and an answer of up to {sampling.max_new_tokens} tokens exceed the "
+            f"{model.context} positions of {model.name}; lower --max-length or --max-new-tokens"
+        )
     if model.shares_prompts is None:
         check(model, TokenTree(longest, (longest[-1:],)))
     decode = _decode if model.shares_prompts else _generate
@@ -142,21 +152,15 @@ def sample(
         len(prompts) * n, sampling.max_new_tokens, generator=torch.Generator().manual_seed(sampling.seed)
     )
     results: list[list[Sample]] = [[] for _ in prompts]
+    ends = model.end_tokens
     for group, copies in _waves(prompts, n, sampling.batch_size):
         place = torch.cat([torch.arange(i * n + len(results[i]), i * n + len(results[i]) + copies) for i in group])
         tokens = decode(model, [prompts[i] for i in group], copies, uniform[place], sampling, progress)
         for row, ids in enumerate(tokens):
-            finished = bool(ids) and ids[-1] in end_tokens(model)
+            finished = bool(ids) and ids[-1] in ends
             text = model.tokenizer.decode(ids, skip_special_tokens=True)
             results[group[row // copies]].append(Sample(text, tuple(ids), finished))
     return results
-
-
-def end_tokens(model: LanguageModel) -> set[int]:
-    """Token ids that end a completion: the tokenizer's EOS and those of the model's generation settings."""
-    settings = getattr(model.core, "generation_config", None)
-    more = getattr(settings, "eos_token_id", None) or []
-    return {model.tokenizer.eos_token_id, *([more] if isinstance(more, int) else more)}
 
 
 def _waves(prompts: Sequence[TokenIds], n: int, batch_size: int) -> Iterator[tuple[list[int], int]]:
@@ -178,7 +182,7 @@ def _decode(
     progress: Callable[[int], None],
 ) -> list[list[int]]:
     use_attention(model, NAME)
-    ends = torch.tensor(sorted(end_tokens(model)), device=model.device)
+    ends = torch.tensor(sorted(model.end_tokens), device=model.device)
     head, uniform = head_of(model), uniform.to(model.device)
     cache = KeyValueCache(len(uniform), max(map(len, prompts)) + sampling.max_new_tokens, model.device)
     hidden = _prefill(model, prompts, copies, cache)
@@ -261,12 +265,18 @@ def _generate(
     sampling: Sampling,
     progress: Callable[[int], None],
 ) -> list[list[int]]:
-    """The same by transformers, for models that cannot run packed: prompt by prompt, since not all take padding."""
+    """The same by transformers, for models that cannot run packed: prompt by prompt, since not all take padding.
+
+    Seeded by the first sample of each call, so here the batch size does change the samples.
+    """
     use_attention(model, model.own_attention)
-    ends, tokens = end_tokens(model), []
+    ends, tokens = model.end_tokens, []
     options: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends), **options
+    )
     for i, prompt in enumerate(prompts):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(uniform[i * copies, 0] * 2**31))
@@ -274,10 +284,7 @@ def _generate(
             rows = model.core.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=sampling.max_new_tokens,
-                eos_token_id=sorted(ends),
-                pad_token_id=min(ends),
-                **options,
+                generation_config=settings,
             )
         for row in rows[:, len(prompt) :].tolist():
             end = next((j + 1 for j, token in enumerate(row) if token in ends), len(row))

@@ -11,7 +11,6 @@ Different from the paper's own code:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,9 @@ from sartor.evaluate.preferences import HeldOut, pair_metrics
 from sartor.evaluate.statistics import Estimate
 from sartor.machine import keep_freed_memory, machine, peak_memory_gib
 from sartor.model.forward import check
-from sartor.model.load import LanguageModel, load
+from sartor.model.load import LanguageModel, fingerprint, load
 from sartor.report.page import write_report
+from sartor.rewards.scoring import score_texts
 from sartor.train.loop import (
     MasterWeights,
     Plan,
@@ -40,13 +40,15 @@ from sartor.train.loop import (
     steps_of,
     train_steps,
 )
-from sartor.train.preferences import Preferences, encode, read_preferences, with_reference
+from sartor.train.preferences import Preferences, digest, encode, read_preferences, with_reference
 from sartor.train.run import RunFolder
 from sartor.train.showcase import Showcase
 from sartor.train.stopwatch import Stopwatch
 from sartor.train.summary import cost, headline, model_card, percent, side_by_side
+from sartor.types import PairLogps
 
 PairLoss = Callable[..., Tensor]
+BEFORE_THE_RUN = ("demo.json", "rankings.jsonl", "rankings_held_out.jsonl")  # what the demo collects into the folder
 
 
 def train_dpo(config: DpoConfig, loss: PairLoss | None = None, command: str = "") -> RunFolder:
@@ -56,13 +58,15 @@ def train_dpo(config: DpoConfig, loss: PairLoss | None = None, command: str = ""
         UserError: input that the user can mend; nothing that was written is lost.
     """
     run, watch = RunFolder(config.output), Stopwatch()
-    run.check(config)
+    run.check(config, allowed=BEFORE_THE_RUN)
     keep_freed_memory()
     if config.resume and run.finished:
         say(f"{run.path} is finished already")
         return run
-    objective = partial(loss or plugins.resolve("losses", config.loss), beta=config.beta)
+    objective = per_pair(loss or plugins.resolve("losses", config.loss), config.beta)
     scorer = plugins.resolve("rewards", config.score) if config.score else None
+    if scorer:
+        score_texts(scorer, ["Is it well?"], ["It is."])  # a scorer that fails should not wait for the training to end
     with watch.stage("load"):
         rows = read_preferences(config)
         model = load(config.model, config.dtype, config.lora_r, config.lora_alpha, config.seed)
@@ -73,15 +77,35 @@ def train_dpo(config: DpoConfig, loss: PairLoss | None = None, command: str = ""
             say(f"note    prompts are repeated for each answer, which is slower: {reason}")
         for note in (*training.notes, *held_out.notes):
             say(f"note    {note}")
-        run.open(config)
+        run.open(config, {"model": fingerprint(model), "data": digest(training, held_out)}, command)
+        if model.is_adapted and model.needs_base:
+            model.keep_base(run.path / "base")
     with watch.stage("reference"):
         kept = run.path / "reference.safetensors"
         training, held_out = with_reference(model, (training, held_out), config.token_budget, kept)
     showcase = Showcase(model, held_out.prompts, config, scorer)
     dpo = Dpo(config, run, watch, model, objective, training, held_out, showcase)
     dpo.train()
-    dpo.finish(command)
+    dpo.finish()
     return run
+
+
+def per_pair(loss: PairLoss, beta: float) -> Callable[[PairLogps], Tensor]:
+    """The objective at one β, held to its contract: one number per pair."""
+    name = getattr(loss, "__name__", str(loss))
+
+    def objective(pair: PairLogps) -> Tensor:
+        try:
+            losses = loss(pair, beta=beta)
+        except Exception as error:
+            raise UserError(f"loss {name} failed: {type(error).__name__}: {error}") from error
+        wanted = pair.policy_chosen.shape
+        if not isinstance(losses, Tensor) or losses.shape != wanted:
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise UserError(f"loss {name}: wanted a tensor of {tuple(wanted)}, one number per pair, got {got}")
+        return losses
+
+    return objective
 
 
 class Dpo:
@@ -109,13 +133,17 @@ class Dpo:
     def micro_loss(self, group: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Sum of the pairs' losses over some trees, with their metrics."""
         pair = self.training.pair_logps(self.model, group)
-        return self.objective(pair).sum(), pair_metrics(pair, self.config.beta)
+        losses = self.objective(pair)
+        return losses.sum(), pair_metrics(pair, self.config.beta)
 
     def train(self) -> None:
         """All steps after the newest checkpoint, with evaluations and checkpoints between them."""
         config, last = self.config, self.plan.steps
         done = load_checkpoint(self.run, self.weights)
-        self.run.rewind(lambda row: row["step"] <= done and not (row["split"] == "eval" and row["step"] == last))
+        if done:
+            self.watch.add(self.run.read_json("elapsed.json") or {})
+        # Step 0 and the last evaluation belong to no checkpoint: they are made again with what surrounds them.
+        self.run.rewind(lambda row: 0 < done >= row["step"] and (row["split"], row["step"]) != ("eval", last))
         going_on = f", going on after step {done}" if done else ""
         say(
             f"train   {sum(self.training.counts)} pairs, {last} steps of {config.batch_size} prompts, "
@@ -129,7 +157,7 @@ class Dpo:
             self.plan,
             self.schedule,
             self.micro_loss,
-            sizes=self.training.sizes,
+            sizes=self.training.sizes(self.model),
             counts=self.training.counts,
             token_budget=config.token_budget,
             max_grad_norm=config.max_grad_norm,
@@ -149,6 +177,7 @@ class Dpo:
                 if step % config.save_every == 0 or step == last:
                     with self.watch.stage("save"):
                         save_checkpoint(self.run, step, self.model, self.weights)
+                        self.run.write_json("elapsed.json", self.watch.seconds)
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         if not all(math.isfinite(metrics[name]) for name in ("loss", "grad_norm")):
@@ -168,14 +197,14 @@ class Dpo:
     def evaluate(self, step: int) -> dict[str, Estimate]:
         """Held-out metrics and KL to the reference. At step 0 the policy is the reference: accuracy 50 %, KL 0."""
         values: dict[str, list[float]] = {}
-        tree: list[int] = []
+        prompts: list[int] = []
         with self.watch.stage("evaluate"), torch.no_grad():
-            for group in split_by_budget(self.held_out.sizes, self.config.token_budget):
+            for group in split_by_budget(self.held_out.sizes(self.model), self.config.token_budget):
                 pair = self.held_out.pair_logps(self.model, group, at_start=step == 0)
                 for name, column in {"loss": self.objective(pair), **pair_metrics(pair, self.config.beta)}.items():
                     values.setdefault(name, []).extend(column.tolist())
-                tree += [i for i in group for _ in self.held_out.trees[i].pairs]
-            estimates = HeldOut(values, tree).estimates()
+                prompts += [self.held_out.prompt_numbers[i] for i in group for _ in self.held_out.trees[i].pairs]
+            estimates = HeldOut(values, prompts).estimates()
             if self.showcase.prompts:
                 estimates["objective/kl"] = self.showcase.kl(step)
         self.run.log({"step": step, "split": "eval", "epoch": step / self.plan.steps_per_epoch, **estimates})
@@ -185,7 +214,7 @@ class Dpo:
             say(f"step {step}: held-out accuracy {percent(estimates['rewards/accuracies'])}{kl}")
         return estimates
 
-    def finish(self, command: str) -> None:
+    def finish(self) -> None:
         """Last evaluation, answers after, the model itself, summary and report."""
         config, run = self.config, self.run
         estimates = self.evaluate(self.plan.steps)
@@ -213,7 +242,7 @@ class Dpo:
             },
             "cost": cost(self.watch.seconds, training, peak_memory_gib()),
             "machine": machine(),
-            "command": command,
+            "command": run.read_json("identity.json")["command"],
         }
         run.write_text("README.md", model_card(config, summary))
         run.write_json("summary.json", summary)

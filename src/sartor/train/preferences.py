@@ -1,7 +1,9 @@
 """Preference data on its way to training: read, split by prompt, encoded, with the reference beside it."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +50,15 @@ class Preferences:
     notes: list[str]
     reference: list[Tensor] = field(default_factory=list)
 
-    @property
-    def sizes(self) -> list[int]:
-        """Tokens of each tree."""
-        return [tree.size for tree in self.trees]
+    def sizes(self, model: LanguageModel) -> list[int]:
+        """Tokens that a forward pass computes for each tree, by whether the model shares prompts."""
+        return [tree.size if model.shares_prompts else tree.repeated_size for tree in self.trees]
+
+    @cached_property
+    def prompt_numbers(self) -> list[int]:
+        """For each tree the first one with the same prompt: the independent units of every interval."""
+        first: dict[Text, int] = {}
+        return [first.setdefault(prompt, i) for i, prompt in enumerate(self.prompts)]
 
     @property
     def counts(self) -> list[int]:
@@ -83,8 +90,8 @@ def read_preferences(config: DpoConfig) -> tuple[Rows, Rows]:
     """
     rows = _read(config.data, config)
     if config.eval_data is not None:
-        held_out = _read(config.eval_data, config)
-        training = rows
+        held_out = _read(config.eval_data, replace(config, split=config.eval_split or config.split))
+        training = _without(rows, {example.prompt for example in held_out.examples}, config.data)
     else:
         wanted = max(1, min(round(config.eval_fraction * len(rows.examples)), config.eval_limit or len(rows.examples)))
         aside: list[int] = []
@@ -97,6 +104,16 @@ def read_preferences(config: DpoConfig) -> tuple[Rows, Rows]:
             raise UserError(f"{config.data}: no prompt is left to train on once one is held out; name --eval-data")
         training, held_out = replace(rows.take(rest), notes=rows.notes), rows.take(sorted(aside))
     return _limited(training, config.limit, config.seed), _limited(held_out, config.eval_limit, config.seed)
+
+
+def _without(rows: Rows, prompts: Set[Text], source: str) -> Rows:
+    """Rows whose prompt is not held out: what was trained on proves nothing."""
+    kept = [i for i, example in enumerate(rows.examples) if example.prompt not in prompts]
+    if not kept:
+        raise UserError(f"{source}: all its prompts are in --eval-data too, so none is left to train on")
+    seen = len(rows.examples) - len(kept)
+    note = [f"{source}: {seen} rows left out of training: their prompts are held out in --eval-data"] if seen else []
+    return replace(rows.take(kept), notes=[*rows.notes, *note])
 
 
 def _limited(rows: Rows, limit: int | None, seed: int) -> Rows:
@@ -135,13 +152,14 @@ def encode(model: LanguageModel, rows: Rows, config: DpoConfig) -> Preferences:
     Raises:
         UserError: no row fits ``max_length``.
     """
-    found = encode_preferences(model.tokenizer, rows.examples, config.max_length, config.as_chat, rows.where)
+    longest = min(config.max_length, model.context or config.max_length)
+    found = encode_preferences(model.tokenizer, rows.examples, longest, config.as_chat, rows.where)
     if not found.trees:
-        raise UserError(f"no completion fits --max-length {config.max_length}; raise it")
+        raise UserError(f"no completion fits --max-length {longest}; raise it")
     prompts = [rows.examples[i].prompt for i in found.index]
     if config.as_chat:
         prompts = [as_conversation(prompt, "user") for prompt in prompts]
-    return Preferences(found.trees, prompts, [*rows.notes, *found.notes(config.max_length)])
+    return Preferences(found.trees, prompts, [*rows.notes, *found.notes(longest)])
 
 
 def with_reference(model: LanguageModel, parts: Sequence[Preferences], budget: int, kept: Path) -> list[Preferences]:
@@ -159,3 +177,13 @@ def with_reference(model: LanguageModel, parts: Sequence[Preferences], budget: i
         write_shard(kept, {key_of(tree): value.numpy() for tree, value in zip(trees, values, strict=True)})
     rest = iter(values)
     return [replace(part, reference=[next(rest) for _ in part.trees]) for part in parts]
+
+
+def digest(*parts: Preferences) -> str:
+    """Hash of all token ids and pairs, in order: what a run is about."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        for tree in part.trees:
+            found.update(key_of(tree) + repr(tree.pairs).encode())
+        found.update(b"|")
+    return found.hexdigest()

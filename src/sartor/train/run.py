@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sartor.config import to_yaml
 from sartor.errors import UserError
@@ -28,36 +31,60 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether its model was written."""
-        return (self.path / "summary.json").is_file()
+        """Whether all was written, the report last."""
+        return (self.path / "report.html").is_file()
 
-    def check(self, config: Any) -> None:
-        """Refuse early what :meth:`open` could not do.
+    def check(self, config: Any, allowed: Collection[str] = ()) -> None:
+        """Refuse early what could not be done later. ``allowed`` files may be in the folder before the run.
 
         Raises:
-            UserError: there is a run already and no --resume, or none to resume, or it was made with other options.
+            UserError: files or a run are there already and no --resume, or no run to resume, or one made with other
+                options, or a folder that cannot be written.
         """
-        if not config.resume:
-            if self.path.is_file() or self.exists:
-                raise UserError(
-                    f"--output {self.path} exists already; --resume goes on with it, or name another folder"
-                )
-            return
+        if config.resume:
+            return self._check_same_options(config)
+        if self.path.is_file() or self.exists:
+            raise UserError(f"--output {self.path} exists already: --resume goes on with it, or name a new folder")
+        try:
+            if self.path.is_dir() and {p.name for p in self.path.iterdir()} - set(allowed):
+                raise UserError(f"--output {self.path} has files in it that are no run: name a new folder")
+            above = next(parent for parent in self.path.absolute().parents if parent.exists())
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:
+            raise UserError(f"--output {self.path} cannot be written: {error.strerror or error}") from error
+        return None
+
+    def _check_same_options(self, config: Any) -> None:
         if not self.exists:
             raise UserError(f"--resume: {self.path} holds no run (no config.yaml); leave --resume out to start one")
-        theirs = (self.path / "config.yaml").read_text(encoding="utf-8").splitlines()
-        changed = sorted(set(to_yaml(config).splitlines()) - set(theirs))
-        if changed:
+        theirs = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        ours = yaml.safe_load(to_yaml(config))
+        changed = [f"{k} {v} (was {theirs[k]})" for k, v in ours.items() if k in theirs and v != theirs[k]]
+        if changed := [change for change in changed if not change.startswith("output ")]:
             raise UserError(
-                f"--resume: {self.path} was started with other options than {'; '.join(changed)}; "
+                f"--resume: {self.path} was started with other options: {'; '.join(changed)}; "
                 "leave them out, or start a new run in another --output"
             )
 
-    def open(self, config: Any) -> None:
-        """Start a run here, or go on with it where ``config.resume`` says so."""
-        if not config.resume:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.write_text("config.yaml", to_yaml(config))
+    def open(self, config: Any, identity: Mapping[str, str], command: str) -> None:
+        """Start a run here, or make sure that the one here is about the same model and data.
+
+        Raises:
+            UserError: on resuming, the model's weights or the data are not what they were.
+        """
+        known = self.read_json("identity.json")
+        if config.resume and known:
+            changed = [name for name, value in identity.items() if known.get(name) != value]
+            if changed:
+                raise UserError(
+                    f"--resume: the {' and the '.join(changed)} changed since {self.path} was started; "
+                    "put it back, or start a new run in another --output"
+                )
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_json("identity.json", {**identity, "command": command})
+        self.write_text("config.yaml", to_yaml(config))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
@@ -81,7 +108,10 @@ class RunFolder:
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """Rows of a JSONL file of this run; none where it is missing."""
         path = self.path / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        if not path.is_file():
+            return []
+        # Not splitlines: JSON leaves characters in strings that Python takes for line ends.
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
@@ -92,7 +122,7 @@ class RunFolder:
         """Drop the metrics that will be made again, and the line that a kill cut short."""
         kept = []
         with suppress(FileNotFoundError):
-            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").split("\n"):
                 with suppress(json.JSONDecodeError):
                     row = json.loads(line)
                     if keep(row):

@@ -26,7 +26,8 @@ class Showcase:
         unlike = list(dict.fromkeys(held_out))
         order = np.random.default_rng([config.seed, 2]).permutation(len(unlike))
         self.prompts: list[Text] = [unlike[i] for i in sorted(order[: config.eval_prompts])]
-        self.ids: list[TokenIds] = encode_prompts(model.tokenizer, self.prompts, config.max_length)
+        room = min(config.max_length, (model.context or 2**31) - config.max_new_tokens)
+        self.ids: list[TokenIds] = encode_prompts(model.tokenizer, self.prompts, max(1, room))
 
     def answers(self, label: str) -> Answers:
         """``config.eval_samples`` answers to each prompt, scored where there is a scorer."""
@@ -40,7 +41,7 @@ class Showcase:
         if step == 0:
             return Estimate(0.0, 0.0, 0.0, len(self.ids))
         # The reference of full training is not kept in memory: it is loaded for the moment.
-        reference = self.model if self.model.is_adapted else load(self.config.model, self.config.dtype)
+        reference = self.model if self.model.is_adapted else load(str(self.model.path), self.config.dtype)
         reference.shares_prompts = self.model.shares_prompts
         sampling = Sampling(self.config.max_new_tokens, seed=self.config.seed + step)
         with progress("measuring KL", len(self.ids)) as advance:

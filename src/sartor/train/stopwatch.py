@@ -1,12 +1,17 @@
 """Where the time of a run goes."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+
+from sartor.machine import release_freed_memory
 
 
 class Stopwatch:
-    """Seconds per named stage. A stage inside another stops the outer one's clock, so that the stages add up."""
+    """Seconds per named stage. A stage inside another stops the outer one's clock, so that the stages add up.
+
+    Memory that a stage freed goes back to the system at its end, before the next one takes other shapes of it.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -23,6 +28,12 @@ class Stopwatch:
         finally:
             self._turn()
             self._open.pop()
+            release_freed_memory()
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add what earlier processes of the same run took."""
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
 
     def _turn(self) -> None:
         now = time.perf_counter()

@@ -73,9 +73,7 @@ The model is in `model/`, every number with its interval in `report.html` and `m
 """
 
 
-def cost(
-    seconds: Mapping[str, float], training: Sequence[Mapping[str, float]], peak_memory_gib: float
-) -> dict[str, Any]:
+def cost(seconds: Mapping[str, float], training: Sequence[Mapping[str, Any]], peak_memory_gib: float) -> dict[str, Any]:
     """What the run cost: seconds by stage, tokens, speed, memory."""
     busy = sum(row["seconds"] for row in training)
     return {

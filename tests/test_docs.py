@@ -1,0 +1,88 @@
+"""Documentation is executed: Python blocks run, `sartor` commands run on a tiny model, links and options exist."""
+
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sartor import config as configs
+from sartor.cli import HELP, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages speak of."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"Name {i}. ", "chosen": f"A{i} yes", "rejected": f"b{i} no"} for i in range(12)]
+    (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "prompts.txt").write_text("Name a colour.\nName a fruit.\n")
+    for page in PAGES:
+        for block in blocks(page, "python") + blocks(page, "yaml"):
+            if name := re.match(r"# (\w+\.(py|yaml))", block):
+                (tmp_path / name[1]).write_text(block)
+    return tmp_path
+
+
+def test_tour_runs(workplace: Path) -> None:
+    source = "\n".join(blocks(ROOT / "docs" / "tour.md", "python"))
+    paths = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+    done = subprocess.run([sys.executable, "-c", paths + source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 rows of comparisons" in done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page: Path, workplace: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for line in "\n".join(blocks(page, "sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] != ["sartor"] or words[1:2] == ["demo"]:  # the demo has a test of its own, with the real model
+            continue
+        with pytest.raises(SystemExit) as stop:
+            main([word if word != "smollm2" else str(tiny_folder) for word in _tiny(words[1:], tiny_folder)])
+        assert stop.value.code == 0, f"{line}\n{capfd.readouterr().err}"
+
+
+def _tiny(words: list[str], tiny_folder: Path) -> list[str]:
+    """The same command at a size for tests; config files name the real model too."""
+    for file in Path().glob("*.yaml"):
+        file.write_text(file.read_text().replace("smollm2", str(tiny_folder)))
+    if words[0] == "dpo" and "--resume" not in words:
+        return [*words, "--eval-prompts", "2", "--max-new-tokens", "4"]
+    return [*words, "--max-new-tokens", "4"] if words[0] == "sample" else words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_and_links_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z]+)`?$", text, re.MULTILINE)) <= targets
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_that_pages_name_exist(page: Path) -> None:
+    fields = {
+        f.name.replace("_", "-")
+        for config in (configs.DpoConfig, configs.SampleConfig, configs.DemoConfig)
+        for f in dataclasses.fields(config)
+    }
+    named = set(re.findall(r"--([a-z][a-z-]+)", "\n".join(re.findall(r"`[^`\n]*`", page.read_text(encoding="utf-8")))))
+    outside = {"help", "config", "debug", "durations"}
+    assert named <= fields | outside
+
+
+def test_every_verb_is_on_the_first_screen() -> None:
+    assert re.findall(r"^  sartor (\w+)", HELP, re.MULTILINE) == ["demo", "dpo", "sample"]
