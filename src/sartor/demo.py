@@ -82,7 +82,8 @@ def run_demo(config: DemoConfig, command: str = "") -> RunFolder:
     run.write_json("demo.json", _kind(config))
     if config.data is None:
         _collect(config, run)
-    return train_dpo(dpo, command=command)
+    taste = "the taste of VADER, a sentiment lexicon in place of a person" if config.data is None else config.data
+    return train_dpo(dpo, command=command, title=f"{config.model} fitted to {taste}")
 
 
 def _collect(config: DemoConfig, run: RunFolder) -> None:

@@ -183,7 +183,7 @@ def test_figures_stand_with_interval_and_n(tmp_path: Path) -> None:
         "68 % [61, 75]n = 60 prompts better",  # win rate
         "0.12→0.48 [0.05, 0.19] → [0.42, 0.55]n = 60 prompts higher",
         "3.3 [2.5, 4.1]n = 60 prompts",  # KL
-        "68 % [60, 76] · n = 120 pairs",  # held-out accuracy at the last step: 0.5 + 0.19 (1 - e^-3)
+        "68 % [60, 76] · n = 120 prompts",  # held-out accuracy at the last step: 0.5 + 0.19 (1 - e^-3)
         "seed 7",
     ):
         assert expected in text
@@ -254,7 +254,7 @@ def test_summary_keys_may_be_missing(tmp_path: Path) -> None:
     (run / "summary.json").write_text("{}")
     text = page_of(run).text
     assert "smollm2 fitted to reviews.jsonl" in text  # the title, from the options
-    assert "Held-out accuracy 68 % [60, 76], n = 120 pairs: better than chance." in text
+    assert "Held-out accuracy 68 % [60, 76], n = 120 prompts: better than chance." in text
 
 
 def test_broken_files_are_counted(tmp_path: Path) -> None:

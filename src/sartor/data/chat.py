@@ -96,11 +96,12 @@ def encode_trees(
             raise UserError(f"{where[i] if where else f'row {i + 1}'}: {error}") from error
     prompt_ids = _tokenize(tokenizer, rendered_prompts)
     whole_ids = iter(_tokenize(tokenizer, [whole for row in rendered_wholes for whole in row]))
+    special = _special_tokens(tokenizer)
     trees, index, boundary, prompt_cut, too_long = [], [], 0, 0, 0
     for i, rendered in enumerate(rendered_wholes):
         wholes = [next(whole_ids) for _ in rendered]
         shared = min((_common_prefix(prompt_ids[i], whole) for whole in wholes), default=len(prompt_ids[i]))
-        branches = tuple(_end_once(tokenizer, whole[shared:]) for whole in wholes)
+        branches = tuple(_end_once(tokenizer, whole[shared:], special) for whole in wholes)
         room = max_length - max(map(len, branches), default=0)
         if room < min(1, shared):
             too_long += 1
@@ -129,8 +130,8 @@ def end_of_turn(tokenizer: Any) -> int:
     """The token that ends an answer as the tokenizer's template writes it; EOS where it writes none."""
     turns = (Message("user", "a"), Message("assistant", "b"))
     (ids,) = _tokenize(tokenizer, [_render(tokenizer, turns, opens_answer=False)])
-    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
-    return next((token for token in ids[-END_SEARCH:] if token in special), tokenizer.eos_token_id)
+    special = _special_tokens(tokenizer)
+    return next((token for token in reversed(ids[-END_SEARCH:]) if token in special), tokenizer.eos_token_id)
 
 
 def as_conversation(text: Text, role: str) -> Conversation:
@@ -189,11 +190,15 @@ def _tokenize(tokenizer: Any, texts: Sequence[_Rendered]) -> list[TokenIds]:
     return ids
 
 
-def _end_once(tokenizer: Any, completion: TokenIds) -> TokenIds:
+def _end_once(tokenizer: Any, completion: TokenIds, special: set[int]) -> TokenIds:
     """The completion with an end-of-turn token: the template's own where it writes one, else EOS."""
-    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
-    tail = completion[-END_SEARCH:]
-    return completion if special.intersection(tail) else (*completion, tokenizer.eos_token_id)
+    ended = special.intersection(completion[-END_SEARCH:])
+    return completion if ended else (*completion, tokenizer.eos_token_id)
+
+
+def _special_tokens(tokenizer: Any) -> set[int]:
+    """EOS and all tokens that are no text: a base model's end of turn often is one without a role of its own."""
+    return {tokenizer.eos_token_id, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
 
 
 def _keep_end(tokenizer: Any, prompt: TokenIds, room: int) -> TokenIds:

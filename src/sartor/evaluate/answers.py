@@ -106,7 +106,7 @@ def compare(before: Answers, after: Answers) -> dict[str, Estimate | int | None]
         "length_before": _by_prompt(before.lengths),
         "length_after": _by_prompt(after.lengths),
         "prompts": len(after.prompts),
-        "samples": sum(map(len, after.texts)),
+        "samples": max(map(len, after.texts), default=0),
     }
 
 
@@ -118,11 +118,12 @@ def win_rate(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
     >>> win_rate([[0.0, 1.0], [0.0, 0.0]], [[1.0, 2.0], [1.0, 1.0]]).value
     0.9375
     """
-    wins = [
-        sum((a > b) + 0.5 * (a == b) for b, a in product(row_before, row_after)) / (len(row_before) * len(row_after))
-        for row_before, row_after in zip(before, after, strict=True)
-    ]
-    return proportion(wins, range(len(wins)))
+    wins, prompt = [], []
+    for i, (row_before, row_after) in enumerate(zip(before, after, strict=True)):
+        meetings = [(a > b) + 0.5 * (a == b) for b, a in product(row_before, row_after)]
+        wins += meetings
+        prompt += [i] * len(meetings)
+    return proportion(wins, prompt)
 
 
 def _change(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Estimate:

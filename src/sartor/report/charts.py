@@ -41,7 +41,7 @@ def _accuracy(run: Run) -> Chart:
         "Healthy: the band climbs clear of the line, then levels off; a later fall is overfitting."
     )
     svg = curve({"blue": points}, name="Held-out accuracy over steps", neutral=0.5, percent=True)
-    return Chart(title, svg, caption, [("", "", figure(points[-1][1], "pairs", percent=True))])
+    return Chart(title, svg, caption, [("", "", figure(points[-1][1], "prompts", percent=True))])
 
 
 def _margins(run: Run) -> Chart:
@@ -53,7 +53,7 @@ def _margins(run: Run) -> Chart:
         "rising while accuracy stands still only makes the model surer of the same answers."
     )
     svg = curve({"blue": points}, name="Held-out margin over steps", neutral=0.0)
-    return Chart(title, svg, caption, [("", "", figure(points[-1][1], "pairs"))])
+    return Chart(title, svg, caption, [("", "", figure(points[-1][1], "prompts"))])
 
 
 def _divergence(run: Run) -> Chart:
@@ -81,7 +81,7 @@ def _loss(run: Run) -> Chart:
     steps, losses = [step for step, _ in rows], [loss for _, loss in rows]
     svg = curve({"blue": points}, name="Loss over steps", faint=(steps, losses) if rows else None)
     lines: list[tuple[str, str, Figure | None]] = [("muted", "training", None)] if rows else []
-    lines += [("blue", "held-out", figure(points[-1][1], "pairs"))] if points else []
+    lines += [("blue", "held-out", figure(points[-1][1], "prompts"))] if points else []
     return Chart(title, svg, caption, lines)
 
 
@@ -97,7 +97,7 @@ def _logps(run: Run) -> Chart:
     word = verdict(chosen[-1][1], 0.0, above="Here chosen rose.", below="Here chosen fell.")
     caption += word if word.startswith("Here") else "Here no change of chosen is shown."
     svg = curve({"blue": chosen, "orange": rejected}, name="Change of log-probability over steps", neutral=0.0)
-    last = [figure(points[-1][1], "pairs") for points in (chosen, rejected)]
+    last = [figure(points[-1][1], "prompts") for points in (chosen, rejected)]
     return Chart(title, svg, caption, [("blue", "chosen", last[0]), ("orange", "rejected", last[1])])
 
 

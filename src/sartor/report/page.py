@@ -157,7 +157,7 @@ def _accuracy(run: Run) -> Tile | None:
     if not points:
         return None
     gloss = "Share of held-out pairs in which the model now favours the chosen text; 50 % is the start, and chance."
-    return _share_tile("Held-out accuracy", points[-1][1], "pairs", "better than chance", gloss)
+    return _share_tile("Held-out accuracy", points[-1][1], "prompts", "better than chance", gloss)
 
 
 def _score(run: Run) -> Tile | None:
@@ -196,7 +196,7 @@ def _margin(run: Run) -> Tile | None:
     reach = 1.15 * max(abs(margin.low), abs(margin.high))
     gloss = "Mean implicit reward of chosen minus rejected on held-out pairs; 0 is the start."
     strip = _strip({"blue": margin}, -reach, reach, 0.0)
-    return Tile("Held-out margin", [figure(margin, "pairs")], word, tone, gloss, strip)
+    return Tile("Held-out margin", [figure(margin, "prompts")], word, tone, gloss, strip)
 
 
 def _spread(run: Run) -> list[dict[str, Any]]:

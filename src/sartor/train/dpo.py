@@ -51,7 +51,9 @@ PairLoss = Callable[..., Tensor]
 BEFORE_THE_RUN = ("demo.json", "rankings.jsonl", "rankings_held_out.jsonl")  # what the demo collects into the folder
 
 
-def train_dpo(config: DpoConfig, loss: PairLoss | None = None, command: str = "") -> RunFolder:
+def train_dpo(
+    config: DpoConfig, loss: PairLoss | None = None, command: str = "", title: str | None = None
+) -> RunFolder:
     """Run ``sartor dpo`` from data to report. ``loss`` takes the place of ``config.loss`` where it is given.
 
     Raises:
@@ -86,7 +88,7 @@ def train_dpo(config: DpoConfig, loss: PairLoss | None = None, command: str = ""
     showcase = Showcase(model, held_out.prompts, config, scorer)
     dpo = Dpo(config, run, watch, model, objective, training, held_out, showcase)
     dpo.train()
-    dpo.finish()
+    dpo.finish(title or f"{config.model} fitted to {Path(config.data).name}")
     return run
 
 
@@ -214,7 +216,7 @@ class Dpo:
             say(f"step {step}: held-out accuracy {percent(estimates['rewards/accuracies'])}{kl}")
         return estimates
 
-    def finish(self) -> None:
+    def finish(self, title: str) -> None:
         """Last evaluation, answers after, the model itself, summary and report."""
         config, run = self.config, self.run
         estimates = self.evaluate(self.plan.steps)
@@ -231,7 +233,7 @@ class Dpo:
         pairs = sum(self.held_out.counts)
         summary = {
             "verb": "dpo",
-            "title": f"{config.model} fitted to {Path(config.data).name}",
+            "title": title,
             "headline": headline(estimates, pairs, comparison),
             "scorer": config.score,
             "comparison": comparison,

@@ -22,21 +22,13 @@ def percent(share: Estimate) -> str:
 
 
 def headline(estimates: Mapping[str, Estimate], pairs: int, comparison: Mapping[str, Any] | None) -> str:
-    """The result in a sentence or two, each number with its 95 % interval."""
-    parts = [
-        f"It prefers what people preferred in {percent(estimates['rewards/accuracies'])} of {pairs} held-out pairs"
-    ]
+    """The result in one sentence, with its 95 % interval: who wins where there is a score, else what is preferred."""
     if comparison and comparison.get("win_rate"):
-        wins, before, after = (comparison[name] for name in ("win_rate", "score_before", "score_after"))
-        parts.insert(
-            0,
-            f"Its answers to {wins.n} prompts it never trained on beat those of the start {percent(wins)} of the time "
-            f"(mean score {before.value:.2f} before, {after.value:.2f} after)",
+        wins = comparison["win_rate"]
+        return (
+            f"Its answers win {percent(wins)} of head-to-heads against the start, on {wins.n} prompts never trained on."
         )
-    if "objective/kl" in estimates:
-        kl = estimates["objective/kl"]
-        parts.append(f"it moved {kl.value:.1f} nats [{kl.low:.1f}, {kl.high:.1f}] away from the start (KL per answer)")
-    return "; ".join(parts) + "."
+    return f"It now prefers the chosen answer in {percent(estimates['rewards/accuracies'])} of {pairs} held-out pairs."
 
 
 def side_by_side(before: Answers, after: Answers) -> list[dict[str, Any]]:
