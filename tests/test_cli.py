@@ -84,9 +84,14 @@ BAD = {
     "empty answer": ([*DPO, "--model", "model", "--data", "blank.jsonl"], "blank.jsonl, row 21"),
     "no text": ([*DPO, "--model", "model", "--data", "number.jsonl"], "number.jsonl, row 21"),
     "prompts differ": ([*DPO, "--model", "model", "--data", "differ.jsonl"], "differ.jsonl, row 10"),
-    "other kind of data": ([*DPO, "--model", "model", "--data", "judged.jsonl"], "judged"),
+    "other kind of data": ([*DPO, "--model", "model", "--data", "judged.jsonl"], "holds judged answers"),
     "all ties": ([*DPO, "--model", "model", "--data", "ties.jsonl"], "all 20 comparisons are ties"),
     "cut gzip": ([*DPO, "--model", "model", "--data", "cut.jsonl.gz"], "cut.jsonl.gz"),
+    "TRL's name": ([*GOOD, "--per_device_train_batch_size", "4"], "did you mean --batch-size?"),
+    "no such flag": ([*GOOD, "--no-batch-size"], "unknown option --no-batch-size"),
+    "not a rate": ([*GOOD, "--learning-rate", "abc"], "--learning-rate 'abc': wanted FLOAT"),
+    "resume of nothing, documented form": (["dpo", "--output", "run", "--resume"], "run holds no run"),
+    "nearly smollm2": ([*DPO, "--model", "smolm2", "--data", "good.jsonl"], "did you mean 'smollm2'?"),
     "policy": ([*GOOD, "--on-bad-row", "skp"], "unknown --on-bad-row 'skp': did you mean 'skip'?"),
     "nothing fits": ([*GOOD, "--max-length", "2"], "no completion fits --max-length 2; raise it"),
     "no such model": ([*DPO, "--model", "./gone", "--data", "good.jsonl"], "model './gone': no such folder"),
@@ -123,7 +128,10 @@ BAD = {
     "config that is no YAML": ([*GOOD, "--config", "syntax.yaml"], "syntax.yaml is not YAML"),
     "config without a path": ([*GOOD, "--config"], "--config: wanted a path after it"),
     "no prompts": (["sample", "--model", "model", "--prompts", "empty.txt"], "empty.txt is empty"),
-    "no prompt file": (["sample", "--model", "model", "--prompts", "gone.txt"], "gone.txt: No such file"),
+    "no prompt file": (
+        ["sample", "--model", "model", "--prompts", "gone.txt"],
+        "gone.txt: No such file or directory; wanted a text file",
+    ),
     "top-p": (["sample", "--model", "model", "--prompts", "p.txt", "--top-p", "1.5"], "--top-p 1.5: wanted above 0"),
 }
 
@@ -160,14 +168,14 @@ def test_help_fits_a_screen_or_two(verb: tuple[str, ...], most: int, capsys: pyt
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
-    file.write_text("model: m\ndata: d\nbeta: 0.3\nlearning_rate: 2e-5\nas-chat: true\nschedule: linear\n")
+    file.write_text("model: m\ndata: d\nbeta: 0.3\nlearning_rate: 2e-5\nas-chat: always\nschedule: linear\n")
     config = parse("dpo", DpoConfig, ["--config", str(file), "--output", "o", "--beta", "0.5"])
-    assert (config.beta, config.learning_rate, config.as_chat, config.schedule) == (0.5, 2e-5, True, "linear")
+    assert (config.beta, config.learning_rate, config.as_chat, config.schedule) == (0.5, 2e-5, "always", "linear")
     assert config.output == Path("o")
 
 
 def test_config_survives_its_file(tmp_path: Path) -> None:
-    config = DpoConfig(model="m", data="d", output=Path("o"), beta=0.25, max_steps=7, as_chat=True)
+    config = DpoConfig(model="m", data="d", output=Path("o"), beta=0.25, max_steps=7, as_chat="never")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert DpoConfig(**from_yaml(tmp_path / "config.yaml", DpoConfig)) == config
 

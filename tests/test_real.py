@@ -61,7 +61,7 @@ def test_eight_pairs_are_learned(tmp_path: Path) -> None:
     ]
     (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = DpoConfig(
-        model="smollm2", data=str(tmp_path / "prefs.jsonl"), output=tmp_path / "run", as_chat=True, epochs=3,
+        model="smollm2", data=str(tmp_path / "prefs.jsonl"), output=tmp_path / "run", epochs=3,
         eval_fraction=0.34, learning_rate=5e-5, eval_prompts=2, max_new_tokens=12, score="vader", eval_every=100,
     )  # fmt: skip
     run = train_dpo(config).path

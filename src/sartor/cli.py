@@ -28,6 +28,24 @@ HELP = f"""sartor {__version__}: alignment of language models, made to measure
 Each verb has its own --help, takes --config FILE.yaml with the same names, and --debug for a traceback.
 """
 
+# What these options are called in TRL and transformers.
+KNOWN_ELSEWHERE = {
+    "lr": "learning-rate",
+    "num-train-epochs": "epochs",
+    "per-device-train-batch-size": "batch-size",
+    "gradient-accumulation-steps": "token-budget",
+    "model-name-or-path": "model",
+    "dataset-name": "data",
+    "output-dir": "output",
+    "loss-type": "loss",
+    "lr-scheduler-type": "schedule",
+    "save-steps": "save-every",
+    "eval-steps": "eval-every",
+    "warmup-steps": "warmup-ratio",
+    "num-generations": "n",
+}
+GOES_ON = {"dpo": "; --resume goes on from the last checkpoint", "demo": "; the same command goes on from there"}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command ``sartor``."""
@@ -50,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"sartor: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("sartor: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        print(f"sartor: stopped{GOES_ON.get(arguments[0], '')}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if debug:
@@ -111,7 +129,9 @@ def parse(verb: str, config: type, arguments: Sequence[str]) -> Any:
     file, rest = _take(list(arguments), "--config")
     output, _ = _take(rest, "--output")
     known: dict[str, Any] = {}
-    if "--resume" in rest and output and (Path(output) / "config.yaml").is_file():
+    if "--resume" in rest and output:
+        if not (Path(output) / "config.yaml").is_file():
+            raise UserError(f"--resume: {output} holds no run (no config.yaml); leave --resume out to start one")
         known |= from_yaml(Path(output) / "config.yaml", config)
     if file:
         known |= from_yaml(Path(file), config)
@@ -164,18 +184,21 @@ def _given(arguments: Sequence[str], name: str) -> bool:
 
 
 def _refuse_unknown(config: type, arguments: Sequence[str]) -> None:
-    names = [f.name.replace("_", "-") for f in dataclasses.fields(config)]
-    known = {"help", "config", "debug", *names, *(f"no-{name}" for name in names)}
+    fields = {f.name.replace("_", "-"): str(f.type) for f in dataclasses.fields(config)}
+    known = {"help", *fields, *(f"no-{name}" for name, kind in fields.items() if "bool" in kind)}
     for argument in arguments:
         name = argument.split("=")[0].removeprefix("--").replace("_", "-")
         if argument.startswith("--") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = [KNOWN_ELSEWHERE[name]] if name in KNOWN_ELSEWHERE else difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean --{near[0]}? " if near else ""
             raise UserError(f"unknown option --{name}: {hint}see --help for all")
 
 
 def _one_line(box: str) -> str:
-    """tyro's framed message as one line."""
-    words = re.sub(r"[─│╭╮╰╯]", " ", box).split()
-    text = " ".join(words)
-    return re.sub(r"^(Parsing error|Value error)\s*", "", text).split(" Argument helptext:")[0].split(" For full ")[0]
+    """tyro's framed message as one line: of several readings that failed, the last one says what was wanted."""
+    text = " ".join(re.sub(r"[─│╭╮╰╯]|-{5,}", " ", box).split())
+    text = re.sub(r"^(Parsing error|Value error|Missing argument)\s*", "", text)
+    text = text.split(" Argument helptext:")[0].split(" For full ")[0]
+    if found := re.match(r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \[(.*?)\]", text):
+        return f"{found[1]} {found[3]}: wanted {found[2].split('|')[-1]}"
+    return text

@@ -38,8 +38,8 @@ class DpoConfig:
     """Split to read of --eval-data; as --split by default."""
     on_bad_row: str = "skip"
     """skip: leave out up to 1 % of rows and say so; drop: any number; error: stop at the first."""
-    as_chat: bool = False
-    """Treat plain strings as one user turn and one assistant turn of the chat template."""
+    as_chat: str = "auto"
+    """Plain strings as turns of the chat template: always, never (continued as they stand), auto: if it has one."""
     max_length: int = 1024
     """Tokens of prompt and completion; longer prompts lose their start, longer completions are left out."""
 
@@ -104,6 +104,7 @@ class DpoConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(self.lora_alpha is None or self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "above 0")
         _choose("schedule", self.schedule, ("cosine", "linear", "constant"))
+        _choose("as_chat", self.as_chat, ("auto", "always", "never"))
         _choose("dtype", self.dtype, ("auto", "bfloat16", "float32"))
         _choose("on_bad_row", self.on_bad_row, ("skip", "error", "drop"))
         _require(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "between 0 and 1")
@@ -134,8 +135,8 @@ class SampleConfig:
     """Completions decoded at a time."""
     max_length: int = 4096
     """Tokens of the prompt; longer ones lose their start."""
-    as_chat: bool = True
-    """Treat a plain string as a user turn of the chat template (--no-as-chat: continue it as it stands)."""
+    as_chat: str = "auto"
+    """Plain strings as a user turn of the chat template: always, never (as they stand), auto: where there is one."""
     dtype: str = "auto"
     """bfloat16, float32, or auto."""
     seed: int = 0
@@ -144,6 +145,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         for name in ("n", "max_new_tokens", "batch_size", "max_length"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _choose("as_chat", self.as_chat, ("auto", "always", "never"))
         _choose("dtype", self.dtype, ("auto", "bfloat16", "float32"))
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.temperature >= 0, "temperature", self.temperature, "0 or more")

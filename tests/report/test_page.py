@@ -180,7 +180,7 @@ def test_figures_stand_with_interval_and_n(tmp_path: Path) -> None:
     assert "Not in this run folder" not in text
     for expected in (
         SUMMARY["headline"],
-        "68 % [61, 75]n = 60 prompts better",  # win rate
+        "68 % [61, 75]n = 60 prompts scores better",  # win rate
         "0.12→0.48 [0.05, 0.19] → [0.42, 0.55]n = 60 prompts higher",
         "3.3 [2.5, 4.1]n = 60 prompts",  # KL
         "68 % [60, 76] · n = 120 prompts",  # held-out accuracy at the last step: 0.5 + 0.19 (1 - e^-3)

@@ -162,9 +162,10 @@ def recognise(columns: Iterable[str], row: Row, wanted: tuple[type, ...] | None 
 
 def _misspelt(names: list[str], accepted: list[Format]) -> str:
     known = {column for format in accepted for column in format.columns}
+    columns = {column for format in FORMATS for column in format.columns}  # a column of another shape is no slip
     for name in names:
         near = difflib.get_close_matches(name.strip().lower(), known - set(names), n=1, cutoff=0.8)
-        if near and name not in known:
+        if near and name not in columns:
             return f"did you mean {near[0]!r} by {name!r}?"
     return ""
 

@@ -22,7 +22,8 @@ class Estimate:
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        interval = f"[{self.low:.3g}, {self.high:.3g}]" if math.isfinite(self.high) else "[no interval: one unit]"
+        return f"{self.value:.3g} {interval}"
 
 
 def mean(values: Sequence[float], groups: Sequence[object] | None = None) -> Estimate:

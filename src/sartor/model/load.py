@@ -31,7 +31,8 @@ class LanguageModel:
 
     ``path`` is what was loaded: a folder, a snapshot of the Hub. ``shares_prompts`` says whether trees may run packed
     (``sartor.model.forward`` checks it on first use); ``own_attention`` what the model ran on when it came;
-    ``needs_base`` that no file holds the weights under an adapter, which must then be kept beside it.
+    ``needs_base`` that no file holds the weights under an adapter, which must then be kept beside it;
+    ``has_template`` that the chat template is the tokenizer's own.
     """
 
     network: Any  # PreTrainedModel or PeftModel: both types lack useful annotations
@@ -40,6 +41,7 @@ class LanguageModel:
     path: Path = Path()
     shares_prompts: bool | None = None
     needs_base: bool = False
+    has_template: bool = True
     own_attention: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +86,10 @@ class LanguageModel:
         """Token ids that end a completion: EOS, the template's end of turn, those of the generation settings."""
         more = getattr(getattr(self.core, "generation_config", None), "eos_token_id", None) or []
         return {self.tokenizer.eos_token_id, end_of_turn(self.tokenizer), *([more] if isinstance(more, int) else more)}
+
+    def reads_as_chat(self, choice: str) -> bool:
+        """Whether plain strings become turns: ``always``, ``never``, or ``auto``, with a chat template of its own."""
+        return self.has_template if choice == "auto" else choice == "always"
 
     def save(self, folder: Path) -> None:
         """Write Hugging Face format, or PEFT format for an adapter; both load in transformers and vLLM."""
@@ -136,13 +142,15 @@ def load(
         raise UserError(f"model {name!r}: {path} is no causal language model that loads: {reason}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"model {name!r}: its tokenizer has no end-of-sequence token; set eos_token in its files")
+    has_template = bool(tokenizer.chat_template)
     tokenizer.chat_template = tokenizer.chat_template or plain_template(tokenizer)
     needs_base = is_adapter or path.suffix == ".gguf"
     if lora_r:
         network = _adapt(network, lora_r, 2 * lora_r if lora_alpha is None else lora_alpha, seed)
         if not Path(name).exists() and name != "smollm2":
             network.peft_config["default"].base_model_name_or_path = name  # the Hub id, not this disk's copy
-    return LanguageModel(network.to(pick_device()).eval(), tokenizer, name, path, needs_base=needs_base)
+    network = network.to(pick_device()).eval()
+    return LanguageModel(network, tokenizer, name, path, needs_base=needs_base, has_template=has_template)
 
 
 def _plain(path: Path, dtype: str) -> tuple[Any, Any]:

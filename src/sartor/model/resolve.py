@@ -1,5 +1,6 @@
 """A model's name to a folder or file on this disk: Hub id, folder, GGUF file, or ``smollm2``."""
 
+import difflib
 import os
 import subprocess
 import sys
@@ -39,6 +40,8 @@ def resolve(name: str, convert: Callable[[Path, Path], None]) -> Path:
     if name == "smollm2":
         return _smollm2(convert)
     path = Path(name).expanduser()
+    if (path / "model").is_dir() and (path / "identity.json").is_file():
+        return path / "model"  # a run folder: what it made is meant
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():
@@ -56,9 +59,9 @@ def resolve(name: str, convert: Callable[[Path, Path], None]) -> Path:
 
 
 def _not_found(name: str, reason: str) -> UserError:
-    return UserError(
-        f"model {name!r}: no such folder or .gguf file here, and {reason}; wanted one of them, or 'smollm2'"
-    )
+    meant = "did you mean 'smollm2'? " if difflib.get_close_matches(name, ["smollm2"]) else ""
+    wanted = "wanted one of them, or 'smollm2'"
+    return UserError(f"model {name!r}: no such folder or .gguf file here, and {reason}; {meant}{wanted}")
 
 
 def _smollm2(convert: Callable[[Path, Path], None]) -> Path:

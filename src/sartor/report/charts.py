@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from sartor.evaluate.statistics import Estimate, proportion
+from sartor.evaluate.statistics import Estimate
 from sartor.report.plots import curve, histogram
 from sartor.report.run import Run, Series
 from sartor.report.words import Figure, as_float, figure, read_estimate, verdict
@@ -129,9 +129,10 @@ def _histogram(run: Run) -> Chart:
     if not margins:
         return _absent(title, "margins by pair (margins.json)")
     caption = (
-        "Held-out pairs by their margin after training. Right of zero the model favours the chosen text. Healthy: the "
+        "Held-out pairs by their margin after training. Right of zero the chosen text gained more. Healthy: the "
         "bulk lies right, without a long left tail of pairs it has come to get badly wrong."
     )
-    right = proportion([1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins])
     svg = histogram(margins, name="Histogram of held-out margins")
-    return Chart(title, svg, caption, [("blue", "right of zero", figure(right, "pairs", percent=True))])
+    points = run.held_out("rewards/accuracies")  # the same share, with the interval that knows the prompts
+    share = figure(points[-1][1], "prompts", percent=True) if points else None
+    return Chart(title, svg, caption, [("blue", "right of zero", share)])

@@ -148,15 +148,16 @@ def _win_rate(run: Run) -> Tile | None:
     rate = run.estimate("win_rate")
     if rate is None:
         return None
-    gloss = "Share of head-to-heads won against the start, ties counted half; 50 % would be no change."
-    return _share_tile("Win rate against the start", rate, "prompts", "better", gloss)
+    scorer = _text(run.summary.get("scorer")) or "score"
+    gloss = f"Share of comparisons with the start's answers won by {scorer}, ties half; 50 % would be no change."
+    return _share_tile("Win rate against the start", rate, "prompts", "scores better", gloss)
 
 
 def _accuracy(run: Run) -> Tile | None:
     points = run.held_out("rewards/accuracies")
     if not points:
         return None
-    gloss = "Share of held-out pairs in which the model now favours the chosen text; 50 % is the start, and chance."
+    gloss = "Share of held-out pairs whose chosen text gained more than the rejected one; 50 % is the start."
     return _share_tile("Held-out accuracy", points[-1][1], "prompts", "better than chance", gloss)
 
 

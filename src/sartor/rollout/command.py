@@ -27,7 +27,7 @@ def run_sample(config: SampleConfig) -> None:
         _check_writable(config.output)
     model = load(config.model, config.dtype)
     room = min(config.max_length, (model.context or 2**31) - config.max_new_tokens)
-    ids = encode_prompts(model.tokenizer, prompts, max(1, room), config.as_chat)
+    ids = encode_prompts(model.tokenizer, prompts, max(1, room), model.reads_as_chat(config.as_chat))
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.batch_size, config.seed)
     with progress("sampling", len(prompts) * config.n) as advance:
         answers = sample(model, ids, config.n, sampling, advance)
@@ -72,7 +72,8 @@ def read_prompts(source: str) -> list[Text]:
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts {source}: {getattr(error, 'strerror', None) or error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"--prompts {source}: {reason}; wanted a text file with one prompt a line") from error
         if not any(lines):
             raise UserError(f"--prompts {source} is empty: wanted one prompt a line")
         return [line for line in lines if line]

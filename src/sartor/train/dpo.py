@@ -11,6 +11,7 @@ Different from the paper's own code:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ from sartor.train.preferences import Preferences, digest, encode, read_preferenc
 from sartor.train.run import RunFolder
 from sartor.train.showcase import Showcase
 from sartor.train.stopwatch import Stopwatch
-from sartor.train.summary import cost, headline, model_card, percent, side_by_side
+from sartor.train.summary import cost, cut_answers, headline, model_card, percent, side_by_side
 from sartor.types import PairLogps
 
 PairLoss = Callable[..., Tensor]
@@ -52,14 +53,25 @@ BEFORE_THE_RUN = ("demo.json", "rankings.jsonl", "rankings_held_out.jsonl")  # w
 
 
 def train_dpo(
-    config: DpoConfig, loss: PairLoss | None = None, command: str = "", title: str | None = None
+    config: DpoConfig,
+    loss: PairLoss | None = None,
+    command: str = "",
+    title: str | None = None,
+    watch: Stopwatch | None = None,
 ) -> RunFolder:
-    """Run ``sartor dpo`` from data to report. ``loss`` takes the place of ``config.loss`` where it is given.
+    """Run ``sartor dpo`` from data to report.
+
+    Args:
+        config: the options of the command line.
+        loss: an objective in place of ``config.loss``.
+        command: what to type to repeat this, for the report.
+        title: the report's; by default what was fitted to what.
+        watch: the clock of work that came before and belongs to the run.
 
     Raises:
         UserError: input that the user can mend; nothing that was written is lost.
     """
-    run, watch = RunFolder(config.output), Stopwatch()
+    run, watch = RunFolder(config.output), watch or Stopwatch()
     run.check(config, allowed=BEFORE_THE_RUN)
     keep_freed_memory()
     if config.resume and run.finished:
@@ -79,6 +91,7 @@ def train_dpo(
             say(f"note    prompts are repeated for each answer, which is slower: {reason}")
         for note in (*training.notes, *held_out.notes):
             say(f"note    {note}")
+        config = resolved(config, model, len(training.trees))
         run.open(config, {"model": fingerprint(model), "data": digest(training, held_out)}, command)
         if model.is_adapted and model.needs_base:
             model.keep_base(run.path / "base")
@@ -90,6 +103,13 @@ def train_dpo(
     dpo.train()
     dpo.finish(title or f"{config.model} fitted to {Path(config.data).name}")
     return run
+
+
+def resolved(config: DpoConfig, model: LanguageModel, trees: int) -> DpoConfig:
+    """The options with what was left to Sartor filled in: this is what the run records."""
+    steps = steps_of(config.epochs, config.max_steps, trees, config.batch_size)
+    rate = config.learning_rate or default_learning_rate(model.parameters, lora=config.lora_r > 0)
+    return replace(config, learning_rate=rate, eval_every=config.eval_every or math.ceil(steps / 4))
 
 
 def per_pair(loss: PairLoss, beta: float) -> Callable[[PairLogps], Tensor]:
@@ -127,16 +147,18 @@ class Dpo:
         self.config, self.run, self.watch, self.model, self.objective = config, run, watch, model, objective
         self.training, self.held_out, self.showcase = training, held_out, showcase
         steps = steps_of(config.epochs, config.max_steps, len(training.trees), config.batch_size)
-        peak = config.learning_rate or default_learning_rate(model.parameters, lora=config.lora_r > 0)
+        peak, every = config.learning_rate, config.eval_every
+        assert peak is not None  # both were filled in by ``resolved``
+        assert every is not None
         self.plan = Plan(len(training.trees), config.batch_size, steps, config.seed)
         self.schedule = Schedule(peak, steps, round(config.warmup_ratio * steps), config.schedule)
+        self.every = every
         self.weights = MasterWeights(model.network, config.weight_decay)
 
     def micro_loss(self, group: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Sum of the pairs' losses over some trees, with their metrics."""
         pair = self.training.pair_logps(self.model, group)
-        losses = self.objective(pair)
-        return losses.sum(), pair_metrics(pair, self.config.beta)
+        return self.objective(pair).sum(), pair_metrics(pair, self.config.beta)
 
     def train(self) -> None:
         """All steps after the newest checkpoint, with evaluations and checkpoints between them."""
@@ -153,7 +175,6 @@ class Dpo:
         )
         if done == 0:
             self.start()
-        every = config.eval_every or math.ceil(last / 4)
         steps = train_steps(
             self.weights,
             self.plan,
@@ -174,7 +195,7 @@ class Dpo:
                 self.run.log({"split": "train", **metrics})
                 speeds.append(metrics["pairs"] / metrics["seconds"])
                 advance(1, note=f"loss {metrics['loss']:.3f}  {np.mean(speeds[-20:]):.2f} pairs/s")
-                if step % every == 0 and step < last:
+                if step % self.every == 0 and step < last:
                     self.evaluate(step)
                 if step % config.save_every == 0 or step == last:
                     with self.watch.stage("save"):
@@ -220,13 +241,14 @@ class Dpo:
         """Last evaluation, answers after, the model itself, summary and report."""
         config, run = self.config, self.run
         estimates = self.evaluate(self.plan.steps)
-        comparison = None
+        comparison, cut = None, []
         if self.showcase.prompts:
             with self.watch.stage("sample"):
                 after = self.showcase.answers("answers after")
             before = Answers.from_rows(run.read_jsonl("samples_before.jsonl"))
             comparison = {**compare(before, after), "kl": estimates["objective/kl"]}
             run.write_jsonl("samples.jsonl", side_by_side(before, after))
+            cut = cut_answers(before, after, config.max_new_tokens)
         with self.watch.stage("save"):
             self.model.save(run.path / "model")
         training = [row for row in run.read_jsonl("metrics.jsonl") if row["split"] == "train"]
@@ -234,16 +256,16 @@ class Dpo:
         summary = {
             "verb": "dpo",
             "title": title,
-            "headline": headline(estimates, pairs, comparison),
+            "headline": headline(estimates, pairs, comparison, config.score),
             "scorer": config.score,
             "comparison": comparison,
             "data": {
                 "train": f"{sum(self.training.counts)} pairs in {len(self.training.trees)} rows of {config.data}",
                 "eval": f"{pairs} pairs in {len(self.held_out.trees)} rows of prompts never trained on",
-                "notes": [*self.training.notes, *self.held_out.notes],
+                "notes": [*self.training.notes, *self.held_out.notes, *cut],
             },
             "cost": cost(self.watch.seconds, training, peak_memory_gib()),
-            "machine": machine(),
+            "machine": {**machine(), "dtype": str(self.model.core.dtype).removeprefix("torch.")},
             "command": run.read_json("identity.json")["command"],
         }
         run.write_text("README.md", model_card(config, summary))

@@ -152,14 +152,18 @@ def encode(model: LanguageModel, rows: Rows, config: DpoConfig) -> Preferences:
     Raises:
         UserError: no row fits ``max_length``.
     """
+    as_chat = model.reads_as_chat(config.as_chat)
+    plain = sum(isinstance(example.prompt, str) for example in rows.examples)
+    how = "as turns of the chat template" if as_chat else "continued as they stand, without a chat template"
+    notes = [f"{plain} prompts are plain strings, read {how} (--as-chat always|never decides)"] if plain else []
     longest = min(config.max_length, model.context or config.max_length)
-    found = encode_preferences(model.tokenizer, rows.examples, longest, config.as_chat, rows.where)
+    found = encode_preferences(model.tokenizer, rows.examples, longest, as_chat, rows.where)
     if not found.trees:
         raise UserError(f"no completion fits --max-length {longest}; raise it")
     prompts = [rows.examples[i].prompt for i in found.index]
-    if config.as_chat:
+    if as_chat:
         prompts = [as_conversation(prompt, "user") for prompt in prompts]
-    return Preferences(found.trees, prompts, [*rows.notes, *found.notes(longest)])
+    return Preferences(found.trees, prompts, [*rows.notes, *notes, *found.notes(longest)])
 
 
 def with_reference(model: LanguageModel, parts: Sequence[Preferences], budget: int, kept: Path) -> list[Preferences]:

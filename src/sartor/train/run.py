@@ -60,8 +60,13 @@ class RunFolder:
             raise UserError(f"--resume: {self.path} holds no run (no config.yaml); leave --resume out to start one")
         theirs = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         ours = yaml.safe_load(to_yaml(config))
-        changed = [f"{k} {v} (was {theirs[k]})" for k, v in ours.items() if k in theirs and v != theirs[k]]
-        if changed := [change for change in changed if not change.startswith("output ")]:
+        changed = [
+            f"{name} {value} (was {theirs[name]})"
+            for name, value in ours.items()
+            # What was left open is filled in by the run, and the folder may have moved.
+            if name in theirs and name != "output" and value is not None and value != theirs[name]
+        ]
+        if changed:
             raise UserError(
                 f"--resume: {self.path} was started with other options: {'; '.join(changed)}; "
                 "leave them out, or start a new run in another --output"

@@ -21,14 +21,27 @@ def percent(share: Estimate) -> str:
     return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
-def headline(estimates: Mapping[str, Estimate], pairs: int, comparison: Mapping[str, Any] | None) -> str:
-    """The result in one sentence, with its 95 % interval: who wins where there is a score, else what is preferred."""
+def headline(
+    estimates: Mapping[str, Estimate], pairs: int, comparison: Mapping[str, Any] | None, scorer: str | None
+) -> str:
+    """The result in one sentence with its 95 % interval, and no more than the interval allows to say."""
     if comparison and comparison.get("win_rate"):
-        wins = comparison["win_rate"]
-        return (
-            f"Its answers win {percent(wins)} of head-to-heads against the start, on {wins.n} prompts never trained on."
+        share = comparison["win_rate"]
+        what = (
+            f"by {scorer}, its answers to {share.n} prompts never trained on score better than the original "
+            f"model's in {percent(share)} of comparisons."
         )
-    return f"It now prefers the chosen answer in {percent(estimates['rewards/accuracies'])} of {pairs} held-out pairs."
+    else:
+        share = estimates["rewards/accuracies"]
+        what = f"in {percent(share)} of {pairs} held-out pairs the chosen answer gained on the rejected one."
+    return f"No difference shown: {what}" if share.low <= 0.5 <= share.high else what[0].upper() + what[1:]
+
+
+def cut_answers(before: Answers, after: Answers, limit: int) -> list[str]:
+    """A note where answers were cut at the limit of new tokens: their lengths are then floors."""
+    counts = [sum(length >= limit for row in answers.lengths for length in row) for answers in (before, after)]
+    total = sum(map(len, after.lengths))
+    return [f"answers cut at {limit} tokens: {counts[0]} of {total} before, {counts[1]} after"] if any(counts) else []
 
 
 def side_by_side(before: Answers, after: Answers) -> list[dict[str, Any]]:
