@@ -37,7 +37,7 @@ class Options:
     pairs: int = 64
     batch_size: int = 8
     max_length: int = 512
-    token_budget: int = 4096
+    token_budget: int = 2048
     warm_up: int = 2
 
 
@@ -70,7 +70,7 @@ def main(options: Options) -> None:
         Plan(len(trees), options.batch_size, len(trees) // options.batch_size, seed=0),
         Schedule(5e-6, len(trees), 0, "constant"),
         lambda group: (dpo(data.pair_logps(model, group)).sum(), {}),
-        sizes=data.sizes,
+        sizes=data.sizes(model),
         counts=data.counts,
         token_budget=options.token_budget,
         max_grad_norm=1.0,
