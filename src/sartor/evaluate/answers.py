@@ -91,15 +91,11 @@ def kl_to_reference(
 
 
 def compare(before: Answers, after: Answers) -> dict[str, Estimate | int | None]:
-    """Before against after on the same prompts. The prompt is the unit of every interval.
-
-    ``score_change`` is the paired difference, prompt by prompt: tighter than two scores on the same prompts.
-    """
+    """Before against after on the same prompts. The prompt is the unit of every interval."""
     scored = before.scores is not None and after.scores is not None
     return {
         "score_before": _by_prompt(before.scores) if scored else None,
         "score_after": _by_prompt(after.scores) if scored else None,
-        "score_change": _change(before.scores or [], after.scores or []) if scored else None,
         "win_rate": win_rate(before.scores or [], after.scores or []) if scored else None,
         "distinct_2_before": mean([distinct_n(texts) for texts in before.texts]),
         "distinct_2_after": mean([distinct_n(texts) for texts in after.texts]),
@@ -124,10 +120,6 @@ def win_rate(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
         wins += meetings
         prompt += [i] * len(meetings)
     return proportion(wins, prompt)
-
-
-def _change(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Estimate:
-    return mean([sum(b) / len(b) - sum(a) / len(a) for a, b in zip(before, after, strict=True)])
 
 
 def _by_prompt(rows: Sequence[Sequence[float]] | None) -> Estimate:
