@@ -5,12 +5,13 @@ BIN := .venv/bin
 # A GPU machine takes torch as PyPI serves it; a CPU machine the version that was tested, from wherever a CPU build is offered.
 TORCH := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11" || echo "torch==2.13.0")
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint docs clean
 
 help:
 	@echo "make demo      see it work: a real model before and after it was fitted to preferences"
 	@echo "make test      every test"
 	@echo "make lint      format check, linter, types"
+	@echo "make docs      the pages of the catalogue of losses, written anew"
 	@echo "make install   .venv with the command sartor in it"
 
 install: .venv/installed
@@ -32,6 +33,9 @@ lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python docs/make_losses.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

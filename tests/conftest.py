@@ -105,8 +105,8 @@ def tiny_model(name: str = "llama", seed: int = 0) -> LanguageModel:
 
 def random_tree(rng: random.Random, prompt: int, branches: int, longest: int = 12) -> TokenTree:
     tokens = lambda n: tuple(rng.randrange(256) for _ in range(n))  # noqa: E731
-    pairs = tuple((i, j) for i in range(branches) for j in range(i + 1, branches))
-    return TokenTree(tokens(prompt), tuple(tokens(rng.randint(1, longest)) for _ in range(branches)), pairs)
+    ranks = tuple(range(1, branches + 1))
+    return TokenTree(tokens(prompt), tuple(tokens(rng.randint(1, longest)) for _ in range(branches)), ranks)
 
 
 @pytest.fixture

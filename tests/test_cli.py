@@ -63,11 +63,11 @@ BAD = {
     "no verb of that name": (["trian"], "unknown verb 'trian'"),
     "option": ([*GOOD, "--lerning-rate", "1"], "unknown option --lerning-rate: did you mean --learning-rate?"),
     "missing options": (["dpo", "--model", "m"], "dpo: missing --data, --output; wanted: sartor dpo --model MODEL"),
-    "not a number": ([*GOOD, "--beta", "lots"], "--beta: could not convert string to float: 'lots'"),
+    "not a number": ([*GOOD, "--beta", "lots"], "--beta 'lots': wanted a number"),
     "out of range": ([*GOOD, "--beta", "-1"], "--beta -1.0: wanted above 0"),
     "no such schedule": ([*GOOD, "--schedule", "cosin"], "unknown --schedule 'cosin': did you mean 'cosine'?"),
     "no such dtype": ([*GOOD, "--dtype", "fp8"], "unknown --dtype 'fp8'"),
-    "no such loss": ([*GOOD, "--loss", "dop"], "unknown loss 'dop': did you mean 'dpo'?"),
+    "no such loss": ([*GOOD, "--loss", "dop"], "unknown loss 'dop': did you mean 'dpop' or 'dpo'?"),
     "no such loss file": ([*GOOD, "--loss", "nowhere.py:f"], "no such file nowhere.py"),
     "no such function": ([*GOOD, "--loss", "loss.py:god"], "did you mean 'good'?"),
     "loss file that fails": ([*GOOD, "--loss", "broken_loss.py:good"], "ZeroDivisionError: division by zero"),
@@ -85,11 +85,11 @@ BAD = {
     "no text": ([*DPO, "--model", "model", "--data", "number.jsonl"], "number.jsonl, row 21"),
     "prompts differ": ([*DPO, "--model", "model", "--data", "differ.jsonl"], "differ.jsonl, row 10"),
     "other kind of data": ([*DPO, "--model", "model", "--data", "judged.jsonl"], "holds judged answers"),
-    "all ties": ([*DPO, "--model", "model", "--data", "ties.jsonl"], "all 20 comparisons are ties"),
+    "all ties": ([*DPO, "--model", "model", "--data", "ties.jsonl"], "all 20 rows are ties"),
     "cut gzip": ([*DPO, "--model", "model", "--data", "cut.jsonl.gz"], "cut.jsonl.gz"),
     "TRL's name": ([*GOOD, "--per_device_train_batch_size", "4"], "did you mean --batch-size?"),
     "no such flag": ([*GOOD, "--no-batch-size"], "unknown option --no-batch-size"),
-    "not a rate": ([*GOOD, "--learning-rate", "abc"], "--learning-rate 'abc': wanted FLOAT"),
+    "not a rate": ([*GOOD, "--learning-rate", "abc"], "--learning-rate 'abc': wanted a number"),
     "resume of nothing, documented form": (["dpo", "--output", "run", "--resume"], "run holds no run"),
     "nearly smollm2": ([*DPO, "--model", "smolm2", "--data", "good.jsonl"], "did you mean 'smollm2'?"),
     "policy": ([*GOOD, "--on-bad-row", "skp"], "unknown --on-bad-row 'skp': did you mean 'skip'?"),
@@ -183,7 +183,7 @@ def test_config_survives_its_file(tmp_path: Path) -> None:
 def test_the_command_line_stays_small() -> None:
     from dataclasses import fields
 
-    assert len(fields(DpoConfig)) <= 36  # TRL has 177: another option must be worth its place
+    assert len(fields(DpoConfig)) <= 37  # TRL has 177: another option must be worth its place
 
 
 def test_sample_writes_and_shows(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

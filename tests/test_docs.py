@@ -1,6 +1,7 @@
 """Documentation is executed: Python blocks run, `sartor` commands run on a tiny model, links and options exist."""
 
 import dataclasses
+import importlib.util
 import json
 import re
 import shlex
@@ -14,7 +15,7 @@ from sartor import config as configs
 from sartor.cli import HELP, main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -27,6 +28,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"Name {i}. ", "chosen": f"A{i} yes", "rejected": f"b{i} no"} for i in range(12)]
     (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = [{"prompt": f"Name {i}. ", "completion": f"A{i} yes", "label": i % 2 == 0} for i in range(12)]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
     (tmp_path / "prompts.txt").write_text("Name a colour.\nName a fruit.\n")
     for page in PAGES:
         for block in blocks(page, "python") + blocks(page, "yaml"):
@@ -43,7 +46,7 @@ def test_tour_runs(workplace: Path) -> None:
     assert "2 rows of comparisons" in done.stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_run(page: Path, workplace: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for line in "\n".join(blocks(page, "sh")).splitlines():
         words = shlex.split(line, comments=True)
@@ -63,7 +66,7 @@ def _tiny(words: list[str], tiny_folder: Path) -> list[str]:
     return [*words, "--max-new-tokens", "4"] if words[0] == "sample" else words
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_make_targets_and_links_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -72,11 +75,11 @@ def test_make_targets_and_links_exist(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_that_pages_name_exist(page: Path) -> None:
     fields = {
         f.name.replace("_", "-")
-        for config in (configs.DpoConfig, configs.SampleConfig, configs.DemoConfig)
+        for config in (configs.DpoConfig, configs.SampleConfig, configs.DemoConfig, configs.LossesConfig)
         for f in dataclasses.fields(config)
     }
     named = set(re.findall(r"--([a-z][a-z-]+)", "\n".join(re.findall(r"`[^`\n]*`", page.read_text(encoding="utf-8")))))
@@ -85,4 +88,15 @@ def test_options_that_pages_name_exist(page: Path) -> None:
 
 
 def test_every_verb_is_on_the_first_screen() -> None:
-    assert re.findall(r"^  sartor (\w+)", HELP, re.MULTILINE) == ["demo", "dpo", "sample"]
+    assert re.findall(r"^  sartor (\w+)", HELP, re.MULTILINE) == ["demo", "dpo", "losses", "sample"]
+
+
+def test_the_pages_of_the_losses_are_up_to_date(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_losses", ROOT / "docs" / "make_losses.py")
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    maker.write(tmp_path, plots=False)
+    kept = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "losses").glob("*.md")}
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
+    for path in tmp_path.iterdir():
+        assert path.read_text(encoding="utf-8") == kept[path.name], f"{path.name} is out of date: make docs"

@@ -16,13 +16,14 @@ from typing import Any
 import tyro
 
 from sartor import __version__
-from sartor.config import DemoConfig, DpoConfig, SampleConfig, from_yaml
+from sartor.config import DemoConfig, DpoConfig, LossesConfig, SampleConfig, from_yaml
 from sartor.errors import UserError, unknown
 
 HELP = f"""sartor {__version__}: alignment of language models, made to measure
 
   sartor demo      the whole road in ten minutes: a real model before and after it was fitted to preferences
   sartor dpo       fit a model to your comparisons or rankings, with evidence
+  sartor losses    the catalogue of objectives: formulas, needs, shapes, and what yours is like
   sartor sample    answer prompts with a model
 
 Each verb has its own --help, takes --config FILE.yaml with the same names, and --debug for a traceback.
@@ -38,12 +39,21 @@ KNOWN_ELSEWHERE = {
     "dataset-name": "data",
     "output-dir": "output",
     "loss-type": "loss",
+    "loss-weights": "loss dpo:1.0 sft:0.1",
+    "label-smoothing": "loss cdpo,label_smoothing=0.1",
+    "simpo-gamma": "loss simpo,gamma=1.0",
+    "cpo-alpha": "loss cpo,nll_weight=1.0",
+    "desirable-weight": "loss kto,desirable_weight=1.0",
+    "undesirable-weight": "loss kto,undesirable_weight=1.0",
+    "f-divergence-type": "loss dpo_js",
+    "use-weighting": "wpo",
     "lr-scheduler-type": "schedule",
     "save-steps": "save-every",
     "eval-steps": "eval-every",
     "warmup-steps": "warmup-ratio",
     "num-generations": "n",
 }
+KINDS = {"FLOAT": "a number", "INT": "a whole number"}
 GOES_ON = {"dpo": "; --resume goes on from the last checkpoint", "demo": "; the same command goes on from there"}
 
 
@@ -68,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"sartor: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"sartor: stopped{GOES_ON.get(arguments[0], '')}", file=sys.stderr)
+        output, _ = _take(arguments, "--output")
+        begun = arguments[0] == "demo" or (output is not None and (Path(output) / "config.yaml").is_file())
+        how = GOES_ON.get(arguments[0], "") if begun else " before anything was written"
+        print(f"sartor: stopped{how}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if debug:
@@ -85,7 +98,12 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] in ("--version", "version"):
         print(f"sartor {__version__}")
         return 0
-    verbs: dict[str, Callable[[list[str]], None]] = {"demo": _demo, "dpo": _dpo, "sample": _sample}
+    verbs: dict[str, Callable[[list[str]], None]] = {
+        "demo": _demo,
+        "dpo": _dpo,
+        "losses": _losses,
+        "sample": _sample,
+    }
     if arguments[0] not in verbs:
         raise unknown("verb", arguments[0], verbs)
     verbs[arguments[0]](arguments[1:])
@@ -107,6 +125,13 @@ def _dpo(arguments: list[str]) -> None:
     from sartor.train.dpo import train_dpo
 
     print(train_dpo(config, command=_command("dpo", arguments)).closing_lines())
+
+
+def _losses(arguments: list[str]) -> None:
+    config = parse("losses", LossesConfig, arguments)
+    from sartor.objectives.command import run_losses
+
+    run_losses(config)
 
 
 def _sample(arguments: list[str]) -> None:
@@ -143,9 +168,9 @@ def parse(verb: str, config: type, arguments: Sequence[str]) -> Any:
         wanted = " ".join(f"--{name} {name.upper()}" for name in needed)
         raise UserError(f"{verb}: missing {', '.join('--' + name for name in missing)}; wanted: sartor {verb} {wanted}")
     defaults = dict.fromkeys(needed, tyro.MISSING) | known
-    said = io.StringIO()
+    said, shown = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             return tyro.cli(
                 config,
                 prog=f"sartor {verb}",
@@ -154,6 +179,8 @@ def parse(verb: str, config: type, arguments: Sequence[str]) -> Any:
             )
     except SystemExit as stop:
         if stop.code in (0, None):
+            # An option without a value of its own is tyro's {None}|FLOAT: the same width says it plainly.
+            print(re.sub(r"\{None\}\|(\w+)", lambda found: found[1] + 7 * " ", shown.getvalue()), end="")
             raise
         raise UserError(f"{verb}: {_one_line(said.getvalue())}") from None
 
@@ -199,6 +226,8 @@ def _one_line(box: str) -> str:
     text = " ".join(re.sub(r"[─│╭╮╰╯]|-{5,}", " ", box).split())
     text = re.sub(r"^(Parsing error|Value error|Missing argument)\s*", "", text)
     text = text.split(" Argument helptext:")[0].split(" For full ")[0]
+    if found := re.match(r"Error parsing (--\S+): .* (int\(\)|float).*: ('.*')", text):
+        return f"{found[1]} {found[3]}: wanted {KINDS['INT' if found[2] == 'int()' else 'FLOAT']}"
     if found := re.match(r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \[(.*?)\]", text):
-        return f"{found[1]} {found[3]}: wanted {found[2].split('|')[-1]}"
+        return f"{found[1]} {found[3]}: wanted {KINDS.get(found[2].split('|')[-1], found[2])}"
     return text

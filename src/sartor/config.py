@@ -15,12 +15,12 @@ from sartor.errors import UserError, unknown
 
 @dataclass(kw_only=True)
 class DpoConfig:
-    """Fit a model to comparisons or rankings with direct preference optimisation (arXiv 2305.18290)."""
+    """Fit a model to comparisons, rankings or judged completions: DPO (arXiv 2305.18290) and its kin."""
 
     model: str
     """Hub id, folder, .gguf file, or 'smollm2' (135M chat model, no Hub account needed)."""
     data: str
-    """JSON, JSONL, CSV or Parquet file (.gz too), or Hub id: prompt/chosen/rejected, HH transcripts, rankings."""
+    """JSON, JSONL, CSV or Parquet file (.gz too), or Hub id: pairs, HH, rankings, judged answers."""
     output: Path
     """Run folder to create: config, metrics, checkpoints, model/, report.html."""
 
@@ -43,10 +43,14 @@ class DpoConfig:
     max_length: int = 1024
     """Tokens of prompt and completion; longer prompts lose their start, longer completions are left out."""
 
-    loss: str = "dpo"
-    """Objective: a registered name, or path/to/file.py:function."""
-    beta: float = 0.1
-    """KL leash; higher stays closer to the reference."""
+    loss: tuple[str, ...] = ("dpo",)
+    """Objective, NAME[:WEIGHT][,OPTION=VALUE]; several are mixed. `sartor losses` lists them; or file.py:function."""
+    beta: float | None = None
+    """KL leash; higher stays closer to the reference. By default each objective's own, 0.1 for DPO."""
+    wpo: bool = False
+    """Weigh pairs by how likely the policy itself would write them (WPO, arXiv 2406.11827)."""
+    ld_alpha: float | None = None
+    """Weight of the tokens that one answer has beyond the other's length (LD-DPO, arXiv 2409.06411); 1 is none."""
     learning_rate: float | None = None
     """Peak learning rate. Default by size: full 2e-5 to 0.5B, 5e-6 to 3B, 1e-6 above; LoRA 10 times that."""
     schedule: str = "cosine"
@@ -92,10 +96,13 @@ class DpoConfig:
     """Go on with the run in --output, bit for bit where it was interrupted."""
 
     def __post_init__(self) -> None:
-        positive = ("beta", "max_length", "batch_size", "token_budget", "max_grad_norm", "save_every", "max_new_tokens")
+        specs = (self.loss,) if isinstance(self.loss, str) else self.loss
+        # "dpo sft:0.1" in quotes means the same as without; a path may have spaces in it.
+        self.loss = tuple(part for spec in specs for part in ([spec] if ".py" in spec else spec.split()))
+        positive = ("max_length", "batch_size", "token_budget", "max_grad_norm", "save_every", "max_new_tokens")
         for name in (*positive, "epochs", "eval_samples"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("learning_rate", "max_steps", "eval_every", "limit", "eval_limit"):
+        for name in ("beta", "learning_rate", "max_steps", "eval_every", "limit", "eval_limit"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "above 0")
         for name, number in vars(self).items():
@@ -110,6 +117,7 @@ class DpoConfig:
         _require(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "between 0 and 1")
         _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "at least 0 and below 1")
         _require(self.lora_r >= 0, "lora_r", self.lora_r, "0 (full training) or a rank")
+        _require(self.ld_alpha is None or 0 <= self.ld_alpha <= 1, "ld_alpha", self.ld_alpha, "between 0 and 1")
         _require(self.eval_prompts >= 0, "eval_prompts", self.eval_prompts, "0 or more")
 
 
@@ -150,6 +158,26 @@ class SampleConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+
+
+@dataclass(kw_only=True)
+class LossesConfig:
+    """The catalogue of objectives; with names, what each does, what it needs and what was measured of it."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Losses to show in full: NAME[,OPTION=VALUE], or file.py:function; all in a table where none is named."""
+    plot: bool = False
+    """Draw loss and gradient weights over the margin."""
+    output: Path = Path("losses.png")
+    """Where to draw: .png, .svg or .pdf."""
+    beta: float | None = None
+    """β for all of them; by default each one's own."""
+    reach: float = 40.0
+    """Largest margin drawn, in nats."""
+
+    def __post_init__(self) -> None:
+        _require(self.beta is None or self.beta > 0, "beta", self.beta, "above 0")
+        _require(0 < self.reach < 1e6, "reach", self.reach, "above 0, and below a million nats")
 
 
 @dataclass(kw_only=True)
@@ -211,6 +239,14 @@ def to_yaml(config: Any) -> str:
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     """A YAML value as the field's type: 2e-5 is a string to YAML, and an int will do for a float."""
+    if typing.get_origin(hint) is tuple:
+        # A mapping is what YAML makes of "sft: 0.1", with the space that it asks for.
+        parts = [value] if isinstance(value, str | dict) else value if isinstance(value, list) else [None]
+        found = [f"{k}:{v}" for part in parts if isinstance(part, dict) for k, v in part.items()]
+        found = [*(part for part in parts if isinstance(part, str)), *found]
+        if all(isinstance(part, str | dict) for part in parts):
+            return tuple(found)
+        raise UserError(f"{where}: wanted a name or a list of them, got {value!r}")
     allowed = typing.get_args(hint) or (hint,)
     if value is None and type(None) in allowed:
         return None

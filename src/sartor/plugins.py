@@ -16,8 +16,9 @@ def resolve(kind: str, name: str) -> Any:
     Raises:
         UserError: an unknown name (the known ones are listed), or a file or function that is not there.
     """
-    if ".py:" in name:
-        return _from_file(*name.rsplit(":", 1))
+    file, _, function = name.partition(".py")
+    if name.endswith(".py") or function.startswith(":"):
+        return _from_file(f"{file}.py", function.removeprefix(":"))
     known = {point.name: point for point in entry_points(group=f"sartor.{kind}")}
     if name not in known:
         raise unknown(kind.removesuffix("es") if kind == "losses" else kind.removesuffix("s"), name, known)
@@ -38,6 +39,9 @@ def _from_file(file: str, function: str) -> Any:
     except Exception as error:
         raise UserError(f"{file} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, function):
-        functions = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == spec.name]
+        functions = sorted(name for name in own if not name.startswith("_"))
+        if not function:
+            raise UserError(f"{file}: name a function in it: {', '.join(f'{file}:{name}' for name in functions)}")
         raise unknown(f"function in {file}", function, functions)
     return getattr(module, function)

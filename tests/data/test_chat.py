@@ -3,9 +3,9 @@
 import pytest
 from conftest import byte_tokenizer
 
-from sartor.data.chat import PLAIN_TEMPLATE, encode_preferences, encode_prompts, encode_trees
+from sartor.data.chat import PLAIN_TEMPLATE, encode_preferences, encode_prompts
 from sartor.errors import UserError
-from sartor.types import Comparison, Message, Ranking
+from sartor.types import Comparison, Judged, Message, Ranking
 
 
 def turn(*turns: tuple[str, str]) -> tuple[Message, ...]:
@@ -109,8 +109,16 @@ def test_prompt_that_ends_in_an_answer_is_continued() -> None:
 
 
 def test_no_prompt() -> None:
-    (tree,) = encode_trees(byte_tokenizer(), [""], [["abc"]], [()], 100).trees
+    (tree,) = encode_preferences(byte_tokenizer(), [Judged("", "abc", True)], 100).trees
     assert tree.prompt == ()
+    assert tree.good == (True,)
+
+
+def test_a_mismatched_completion_never_costs_the_row_its_place() -> None:
+    row = Comparison("p" * 10, "a" * 5, "b" * 3)
+    (tree,) = encode_preferences(byte_tokenizer(), [row], 16, mismatched=["c" * 100]).trees
+    assert [len(branch) for branch in tree.branches] == [6, 4, 6]
+    assert (len(tree.prompt), tree.mismatched, tree.ranks) == (10, 1, (1.0, 2.0))
 
 
 def test_a_template_that_refuses_names_the_row() -> None:

@@ -347,17 +347,16 @@ BAD_ROWS = {
         "not 2 to 9 completions: 10",
     ),
     "one distinct completion": (RANKED | {"completions": ["a", "a"]}, "fewer than two distinct completions: 'a'"),
-    "all tied": (RANKED | {"ranks": [1, 1.0]}, "ranks all tied: [1, 1.0]"),
     "ranks in words": (RANKED | {"ranks": [1, "last"]}, "a rank is not a number: 'last'"),
     "ranks not finite": (RANKED | {"ranks": [1, float("nan")]}, "a rank is not a number: nan"),
     "ranks are no list": (RANKED | {"ranks": "[1,"}, "ranks is not a list: '[1,'"),
-    "label in words": (JUDGED | {"label": "good"}, "label is not true or false: 'good'"),
-    "label of a scale": (JUDGED | {"label": 4}, "label is not true or false: 4"),
-    "no label": (JUDGED | {"label": None}, "label is not true or false: None"),
-    "tie in words": (PAIR | {"tie": "perhaps"}, "tie is not true or false: 'perhaps'"),
+    "label in words": (JUDGED | {"label": "good"}, "label is not true or false (or 1 or 0): 'good'"),
+    "label of a scale": (JUDGED | {"label": 4}, "label is not true or false (or 1 or 0): 4"),
+    "no label": (JUDGED | {"label": None}, "label is not true or false (or 1 or 0): None"),
+    "tie in words": (PAIR | {"tie": "perhaps"}, "tie is not true or false (or 1 or 0): 'perhaps'"),
     "strength in words": (PAIR | {"strength": "slightly"}, "strength is not a number: 'slightly'"),
     "margin is a truth": (PAIR | {"margin": True}, "margin is not a number: True"),
-    "long value": (PAIR | {"tie": "x" * 100}, f"tie is not true or false: '{'x' * 56}..."),
+    "long value": (PAIR | {"tie": "x" * 100}, f"tie is not true or false (or 1 or 0): '{'x' * 56}..."),
 }
 OUT = "mend it, or leave it out with on_bad_row 'skip' or 'drop'"
 

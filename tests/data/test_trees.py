@@ -26,9 +26,13 @@ def test_every_completion_token_is_scored_by_the_row_before_it(rng: random.Rando
     assert next(scored, None) is None
 
 
-def test_pairs_point_at_branches_of_the_batch() -> None:
-    tree = TokenTree((1,), ((2,), (3,), (4,)), ((2, 0), (2, 1)))
-    assert pack([tree, tree]).pairs.tolist() == [[2, 0], [2, 1], [5, 3], [5, 4]]
+def test_pairs_ties_and_verdicts_follow_from_the_ranks() -> None:
+    tree = TokenTree((1,), ((2,), (3,), (4,), (5,)), (3.0, 2.0, 1.0, 3.0))
+    assert tree.pairs == ((1, 0), (1, 3), (2, 0), (2, 1), (2, 3))
+    assert tree.ties == ((0, 3),)
+    assert tree.verdicts == (False, None, True, False)
+    assert TokenTree((1,), ((2,), (3,)), (1.0, 1.0)).verdicts == ()
+    assert TokenTree((1,), ((2,), (3,)), good=(False,), mismatched=1).verdicts == (False,)
 
 
 def test_prompt_is_computed_once() -> None:

@@ -31,7 +31,7 @@ def test_values_are_the_models_own_and_survive_on_disk(rng, tmp_path: Path, monk
 
 def test_the_key_is_the_content() -> None:
     tree = TokenTree((1, 2), ((3,), (4, 5)))
-    assert key_of(tree) == key_of(TokenTree((1, 2), ((3,), (4, 5)), ((0, 1),)))
+    assert key_of(tree) == key_of(TokenTree((1, 2), ((3,), (4, 5)), ranks=(1.0, 2.0)))
     others = [TokenTree((1,), ((2, 3), (4, 5))), TokenTree((1, 2), ((4, 5), (3,))), TokenTree((1, 2), ((3, 4), (5,)))]
     assert len({key_of(t) for t in (tree, *others)}) == 4
 

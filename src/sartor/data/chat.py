@@ -5,15 +5,15 @@ the completion is read off as everything after the tokens that it shares with th
 tokenized as they stand. Either way each completion ends with one end-of-turn token and no sequence has two BOS.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
 
 from sartor.data.trees import TokenIds, TokenTree
 from sartor.errors import UserError
-from sartor.types import Comparison, Conversation, Message, Ranking, Text
+from sartor.types import Comparison, Conversation, Judged, Message, Ranking, Text
 
 # For a tokenizer without a chat template: the transcript form of Anthropic's HH data. The prompt ends on the colon,
 # since the space after it belongs to the answer's first word in most vocabularies.
@@ -52,46 +52,57 @@ class Encoded:
         return [f"{count} of {total} rows: {what}" for what, count in what_happened.items() if count]
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A prompt, its answers, and what its tree is to carry."""
+
+    prompt: Text
+    answers: tuple[Text, ...]
+    carries: Mapping[str, Any]
+
+
 def encode_preferences(
     tokenizer: Any,
-    examples: Sequence[Comparison | Ranking],
+    examples: Sequence[Comparison | Ranking | Judged],
     max_length: int,
     as_chat: bool = False,
     where: Sequence[object] | None = None,
+    mismatched: Sequence[Text] | None = None,
 ) -> Encoded:
-    """Comparisons and rankings as token trees, one tree an example, ties without a pair left as they are.
+    """Comparisons, rankings and judged completions as token trees, one tree an example.
 
     ``as_chat`` treats plain strings as one user turn and one assistant turn. A prompt too long for ``max_length`` loses
-    its start (a leading BOS stays); a completion is never cut. ``where`` names rows in errors.
+    its start (a leading BOS stays); a completion is never cut. ``where`` names rows in errors. ``mismatched`` is one
+    answer to some other prompt for each example; what of it does not fit is cut, since it is there for an average only.
     """
-    prompts, answers, pairs = [], [], []
-    for example in examples:
-        prompts.append(example.prompt)
-        if isinstance(example, Ranking):
-            answers.append(example.completions)
-            pairs.append(example.pairs())
-        else:
-            answers.append((example.chosen, example.rejected))
-            pairs.append(() if example.tie else ((0, 1),))
-    return encode_trees(tokenizer, prompts, answers, pairs, max_length, as_chat, where)
+    cases = [_case(example) for example in examples]
+    if mismatched is not None:
+        cases = [
+            replace(case, answers=(*case.answers, other), carries={**case.carries, "mismatched": 1})
+            for case, other in zip(cases, mismatched, strict=True)
+        ]
+    return _encode(tokenizer, cases, max_length, as_chat, where)
 
 
-def encode_trees(
-    tokenizer: Any,
-    prompts: Sequence[Text],
-    answers: Sequence[Sequence[Text]],
-    pairs: Sequence[Sequence[tuple[int, int]]],
-    max_length: int,
-    as_chat: bool = False,
-    where: Sequence[object] | None = None,
+def _case(example: Comparison | Ranking | Judged) -> _Case:
+    match example:
+        case Ranking():
+            return _Case(example.prompt, example.completions, {"ranks": example.ranks})
+        case Judged():
+            return _Case(example.prompt, (example.completion,), {"good": (example.good,)})
+    ranks = (1.0, 1.0) if example.tie else (1.0, 2.0)
+    return _Case(example.prompt, (example.chosen, example.rejected), {"ranks": ranks, "strength": example.strength})
+
+
+def _encode(
+    tokenizer: Any, cases: Sequence[_Case], max_length: int, as_chat: bool, where: Sequence[object] | None
 ) -> Encoded:
-    """Token trees of ``prompts`` with their ``answers``; see :func:`encode_preferences`."""
     rendered_prompts: list[_Rendered] = []
     rendered_wholes: list[list[_Rendered]] = []
-    for i, (prompt, row) in enumerate(zip(prompts, answers, strict=True)):
+    for i, case in enumerate(cases):
         try:
-            rendered_prompts.append(_prompt(tokenizer, prompt, as_chat))
-            rendered_wholes.append([_whole(tokenizer, prompt, answer, as_chat) for answer in row])
+            rendered_prompts.append(_prompt(tokenizer, case.prompt, as_chat))
+            rendered_wholes.append([_whole(tokenizer, case.prompt, answer, as_chat) for answer in case.answers])
         except UserError as error:
             raise UserError(f"{where[i] if where else f'row {i + 1}'}: {error}") from error
     prompt_ids = _tokenize(tokenizer, rendered_prompts)
@@ -100,16 +111,18 @@ def encode_trees(
     trees, index, boundary, prompt_cut, too_long = [], [], 0, 0, 0
     for i, rendered in enumerate(rendered_wholes):
         wholes = [next(whole_ids) for _ in rendered]
-        shared = min((_common_prefix(prompt_ids[i], whole) for whole in wholes), default=len(prompt_ids[i]))
-        branches = tuple(_end_once(tokenizer, whole[shared:], special) for whole in wholes)
-        room = max_length - max(map(len, branches), default=0)
+        own = len(wholes) - cases[i].carries.get("mismatched", 0)
+        shared = min((_common_prefix(prompt_ids[i], whole) for whole in wholes[:own]), default=len(prompt_ids[i]))
+        ended = [_end_once(tokenizer, whole[shared:], special) for whole in wholes]
+        room = max_length - max(map(len, ended[:own]), default=0)
         if room < min(1, shared):
             too_long += 1
             continue
         kept = _keep_end(tokenizer, prompt_ids[i][:shared], room)
         boundary += shared < len(prompt_ids[i])
         prompt_cut += len(kept) < shared
-        trees.append(TokenTree(kept, branches, tuple(pairs[i])))
+        branches = (*ended[:own], *(branch[: max_length - len(kept)] for branch in ended[own:]))
+        trees.append(TokenTree(kept, branches, **cases[i].carries))
         index.append(i)
     return Encoded(trees, index, boundary, prompt_cut, too_long)
 

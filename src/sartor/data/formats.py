@@ -245,8 +245,6 @@ def _ranking(row: Row) -> Ranking:
     if not 2 <= len(completions) <= 9:
         raise _BadRow("not 2 to 9 completions", len(completions))
     places = tuple(_number(rank, "a rank is not a number") for rank in ranks)
-    if len(set(places)) < 2:
-        raise _BadRow("ranks all tied", ranks)
     answers = [_text(completion, "a completion") for completion in completions]
     if len(set(answers)) < 2:
         raise _BadRow("fewer than two distinct completions", answers[0])
@@ -445,7 +443,7 @@ def _message(item: Any) -> Message:
 def _truth(row: Row, column: str) -> bool:
     truth = TRUTH.get(str(row[column]).strip().lower())
     if truth is None:
-        raise _BadRow(f"{column} is not true or false", row[column])
+        raise _BadRow(f"{column} is not true or false (or 1 or 0)", row[column])
     return truth
 
 

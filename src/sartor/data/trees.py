@@ -25,11 +25,40 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """One prompt's token ids with those of its branches; ``pairs`` are (better, worse) branch indices."""
+    """One prompt's token ids with those of its branches, and what people said of them.
+
+    ``ranks`` are the branches' places, 1 the best, equal for ties, for comparisons and rankings; ``good`` is a verdict
+    on each for judged completions; ``strength`` is by how much the first was preferred to the second. The last
+    ``mismatched`` branches answer some other prompt: KTO measures its baseline on them, and nobody judged them.
+    """
 
     prompt: TokenIds
     branches: tuple[TokenIds, ...]
-    pairs: tuple[tuple[int, int], ...] = ()
+    ranks: tuple[float, ...] = ()
+    good: tuple[bool, ...] = ()
+    strength: float | None = None
+    mismatched: int = 0
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Every (better, worse) pair of branches."""
+        places = range(len(self.ranks))
+        return tuple((i, j) for i in places for j in places if self.ranks[i] < self.ranks[j])
+
+    @property
+    def ties(self) -> tuple[tuple[int, int], ...]:
+        """Every pair of branches that share a place."""
+        places = range(len(self.ranks))
+        return tuple((i, j) for i in places for j in places if i < j and self.ranks[i] == self.ranks[j])
+
+    @property
+    def verdicts(self) -> tuple[bool | None, ...]:
+        """Good, bad or neither, for each branch that was judged or ranked: of a ranking the best are good, the worst
+        bad, and nothing follows for those between them."""
+        if self.good or len(set(self.ranks)) < 2:
+            return self.good
+        best, worst = min(self.ranks), max(self.ranks)
+        return tuple({best: True, worst: False}.get(rank) for rank in self.ranks)
 
     @property
     def size(self) -> int:
@@ -44,7 +73,7 @@ class TokenTree:
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Trees packed flat. T tokens, N scored completion tokens, S branches, P pairs.
+    """Trees packed flat. T tokens, N scored completion tokens, S branches.
 
     ``bounds`` holds one tuple per tree of offsets into the flat sequence: start, end of the prompt, end of each branch.
     A branch without a prompt has nothing that predicts its first token, so that token is context and is not scored.
@@ -57,7 +86,6 @@ class TreeBatch:
     target: Int[Tensor, " N"]
     branch: Int[Tensor, " N"]
     lengths: Int[Tensor, " S"]
-    pairs: Int[Tensor, "P 2"]
     trees: tuple[TokenTree, ...] = field(repr=False)
 
     def to(self, device: torch.device | str) -> "TreeBatch":
@@ -77,7 +105,7 @@ class TreeBatch:
 def pack(trees: Sequence[TokenTree]) -> TreeBatch:
     """Pack whole trees into one flat batch.
 
-    >>> batch = pack([TokenTree((5, 6), ((7, 8), (9,)), ((0, 1),))])
+    >>> batch = pack([TokenTree((5, 6), ((7, 8), (9,)))])
     >>> batch.positions.tolist(), batch.source.tolist(), batch.target.tolist(), batch.branch.tolist()
     ([0, 1, 2, 3, 2], [1, 2, 1], [7, 8, 9], [0, 0, 1])
     """
@@ -88,9 +116,8 @@ def pack(trees: Sequence[TokenTree]) -> TreeBatch:
     branch: list[int] = []
     bounds: list[tuple[int, ...]] = []
     lengths: list[int] = []
-    pairs: list[tuple[int, int]] = []
     for tree in trees:
-        start, first_branch, prompt = len(ids), len(lengths), len(tree.prompt)
+        start, prompt = len(ids), len(tree.prompt)
         ids += tree.prompt
         positions += range(prompt)
         bound = [start, len(ids)]
@@ -105,7 +132,6 @@ def pack(trees: Sequence[TokenTree]) -> TreeBatch:
             lengths.append(len(predicted))
             bound.append(len(ids))
         bounds.append(tuple(bound))
-        pairs += [(first_branch + better, first_branch + worse) for better, worse in tree.pairs]
     as_tensor = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731
     return TreeBatch(
         ids=as_tensor(ids),
@@ -115,7 +141,6 @@ def pack(trees: Sequence[TokenTree]) -> TreeBatch:
         target=as_tensor(target),
         branch=as_tensor(branch),
         lengths=as_tensor(lengths),
-        pairs=as_tensor(pairs).view(-1, 2),
         trees=tuple(trees),
     )
 

@@ -26,34 +26,81 @@ class Estimate:
         return f"{self.value:.3g} {interval}"
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Values, the group that each belongs to (the samples of one prompt, the pairs of one ranking), and a weight.
+
+    Without groups every value is its own.
+    """
+
+    values: Sequence[float]
+    groups: Sequence[object] | None = None
+    weight: float = 1.0
+
+
 def mean(values: Sequence[float], groups: Sequence[object] | None = None) -> Estimate:
     """Mean of ``values`` with a Student t interval, clustered by ``groups``.
-
-    Values of one group (the samples of one prompt, the pairs of one ranking) are not independent, so the group is the
-    unit: the interval is that of a ratio of group sums, var(Σ_g (s_g - mean·n_g)) / N² with a G/(G-1) correction
-    (Cameron & Miller 2015, eq. 11, for a regression on a constant). Without groups every value is its own.
 
     >>> print(mean([1.0, 2.0, 3.0, 4.0]))
     2.5 [0.446, 4.55]
     >>> mean([1.0, 1.0, 3.0, 3.0], groups="aabb").n
     2
     """
-    if not len(values):
+    return combined([Sample(values, groups)])
+
+
+def combined(samples: Sequence[Sample]) -> Estimate:
+    """Σ weight·mean over ``samples`` with a Student t interval; the same group may stand in several of them.
+
+    Values of one group are not independent, so the group is the unit: each contributes the sum of its weighted
+    residuals, weight·(x - mean)/n, and the variance is that of these sums (Cameron & Miller 2015, eq. 11, for a
+    regression on a constant), with the correction G/(G-1) in each sample and the degrees of freedom of the smallest.
+    Weights 1 and -1 give a difference of means.
+
+    >>> print(combined([Sample([2.0, 3.0, 4.0], "abc"), Sample([1.0, 2.0, 3.0], "abc", -1.0)]))
+    1 [1, 1]
+    """
+    found = _clustered(samples)
+    if not found.count:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    centre, error, count = _clustered(values, groups)
-    half = float(stats.t.ppf(0.975, count - 1)) * error if count > 1 else math.inf
-    return Estimate(centre, centre - half, centre + half, count)
+    half = float(stats.t.ppf(0.975, found.smallest - 1)) * found.error if found.smallest > 1 else math.inf
+    return Estimate(found.value, found.value - half, found.value + half, found.count)
 
 
-def _clustered(values: Sequence[float], groups: Sequence[object] | None) -> tuple[float, float, int]:
-    """Mean, its cluster-robust standard error (infinite for one group), and the number of groups."""
-    x = np.asarray(values, dtype=float)
-    _, cluster = np.unique(np.arange(x.size) if groups is None else [str(g) for g in groups], return_inverse=True)
-    centre, count = float(x.mean()), int(cluster.max()) + 1
-    if count < 2:
-        return centre, math.inf, count
-    residual_g = np.bincount(cluster, weights=x - centre)
-    return centre, float(np.sqrt(count / (count - 1) * (residual_g**2).sum()) / x.size), count
+@dataclass(frozen=True, slots=True)
+class _Clustered:
+    """A value, its cluster-robust standard error, the number of groups in all, and in the sample that has fewest."""
+
+    value: float
+    error: float
+    count: int
+    smallest: int
+
+
+def _clustered(samples: Sequence[Sample]) -> _Clustered:
+    value, smallest = 0.0, math.inf
+    names: list[str] = []
+    residuals: list[np.ndarray] = []
+    for number, sample in enumerate(samples):
+        x = np.asarray(sample.values, dtype=float)
+        if not x.size:
+            return _Clustered(math.nan, math.nan, 0, 0)
+        groups = [f"{number}.{i}" for i in range(x.size)] if sample.groups is None else [str(g) for g in sample.groups]
+        unlike = len(set(groups))
+        centre = float(x.mean())
+        value += sample.weight * centre
+        smallest = min(smallest, unlike)
+        # One group knows nothing of its own spread.
+        correction = math.sqrt(unlike / (unlike - 1)) if unlike > 1 else math.inf
+        residuals.append(
+            correction * sample.weight * (x - centre) / x.size if unlike > 1 else np.full(x.size, math.inf)
+        )
+        names += groups
+    if not residuals:
+        return _Clustered(math.nan, math.nan, 0, 0)
+    _, cluster = np.unique(names, return_inverse=True)
+    sums = np.bincount(cluster, weights=np.concatenate(residuals))
+    return _Clustered(value, float(np.sqrt((sums**2).sum())), int(cluster.max()) + 1, int(smallest))
 
 
 def proportion(values: Sequence[float], groups: Sequence[object] | None = None) -> Estimate:
@@ -68,14 +115,55 @@ def proportion(values: Sequence[float], groups: Sequence[object] | None = None) 
     >>> print(proportion([1.0] * 65 + [0.0] * 35, groups=[i // 5 for i in range(100)]))
     0.65 [0.428, 0.822]
     """
-    if not len(values):
+    found = _clustered([Sample(values, groups)])
+    if not found.count:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    p, error, count = _clustered(values, groups)
-    trials = float(count)
-    if groups is None:
-        trials = float(len(values))
-    elif 0 < p < 1 and 0 < error < math.inf:
-        trials = min(float(len(values)), p * (1 - p) / error**2)
+    trials = float(len(values)) if groups is None else _effective(found.value, found, len(values))
+    return _wilson(found.value, trials, found.count)
+
+
+def auc(good: Sample, bad: Sample) -> Estimate:
+    """Chance that a value of ``good`` exceeds one of ``bad``, ties half, with a Wilson interval.
+
+    The area under the ROC curve, whose variance is that of its structural components, clustered by group (DeLong et
+    al. 1988; Obuchowski 1997). Where one side is rare its spread is hardly known: the effective number of trials
+    shrinks by (z/t)², with t at the degrees of freedom of the side that has fewer groups.
+
+    >>> print(auc(Sample([3.0, 4.0, 5.0]), Sample([1.0, 2.0, 3.0])))
+    0.944 [0.219, 0.999]
+    >>> print(auc(Sample([3.0, 4.0, 5.0]), Sample([1.0])))  # one bad answer tells little
+    1 [0.207, 1]
+    """
+    x, y = np.asarray(good.values, dtype=float), np.asarray(bad.values, dtype=float)
+    if not x.size or not y.size:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    components = [Sample(_wins(x, y), good.groups), Sample([1 - w for w in _wins(y, x)], bad.groups)]
+    found = _clustered(components)
+    p = found.value / 2
+    trials = _effective(p, found, x.size + y.size)
+    if found.smallest > 1:
+        trials *= float(stats.norm.ppf(0.975) / stats.t.ppf(0.975, found.smallest - 1)) ** 2
+    return _wilson(p, trials, found.count)
+
+
+def _wins(x: np.ndarray, y: np.ndarray) -> list[float]:
+    """For each x the share of y that it exceeds, ties half."""
+    ordered = np.sort(y)
+    below, at_most = np.searchsorted(ordered, x, "left"), np.searchsorted(ordered, x, "right")
+    return ((below + at_most) / (2 * y.size)).tolist()
+
+
+def _effective(p: float, found: _Clustered, trials: int) -> float:
+    """Independent trials that would have the same standard error, p(1-p)/error², at most ``trials``.
+
+    Where that cannot be known, all trials being alike, the groups of the smallest sample count as one trial each.
+    """
+    if 0 < p < 1 and 0 < found.error < math.inf:
+        return min(float(trials), p * (1 - p) / found.error**2)
+    return float(found.smallest)
+
+
+def _wilson(p: float, trials: float, count: int) -> Estimate:
     z = float(stats.norm.ppf(0.975))
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))

@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290)."""
+"""Direct preference optimisation, and what follows from it when labels are wrong by a known share."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,19 +8,24 @@ from sartor.types import PairLogps
 
 
 def dpo(pair: PairLogps, *, beta: float = 0.1) -> Float[Tensor, " pairs"]:
-    """The DPO loss of each pair, in nats.
+    """Direct preference optimisation: preferences fitted without a reward model.
 
     Every language model is the optimal policy of some reward r(x, y) = β log(π(y|x) / π_ref(y|x)) + const(x) (eq. 5).
-    Put into the Bradley-Terry model, the constant cancels and preferences can be fitted directly:
-    ``-log σ(β [(log π_w - log π_w^ref) - (log π_l - log π_l^ref)])`` (eq. 7).
+    Put into the Bradley-Terry model, the constant cancels and preferences can be fitted directly.
+
+    Formula:
+        -log σ(β [(log π_w - log π_w^ref) - (log π_l - log π_l^ref)])  (eq. 7)
+
+    Use it:
+        First. It is the yardstick that every other objective here is measured against.
 
     Args:
-        pair: log-probabilities of the four sides, each with shape [pairs].
+        pair: log-probabilities of the four sides.
         beta: strength of the KL leash: 1/β is how many nats of log-ratio one unit of reward is worth. Higher stays
             closer to the reference.
 
     Returns:
-        Loss per pair, shape [pairs].
+        Loss per pair, in nats.
 
     Examples:
         >>> import torch
@@ -32,6 +37,4 @@ def dpo(pair: PairLogps, *, beta: float = 0.1) -> Float[Tensor, " pairs"]:
         Rafailov et al., Direct Preference Optimization: Your Language Model is Secretly a Reward Model, 2023.
         https://arxiv.org/abs/2305.18290
     """
-    chosen_logratio = pair.policy_chosen - pair.reference_chosen
-    rejected_logratio = pair.policy_rejected - pair.reference_rejected
-    return -F.logsigmoid(beta * (chosen_logratio - rejected_logratio))  # eq. 7
+    return -F.logsigmoid(beta * pair.margin)  # eq. 7

@@ -6,6 +6,7 @@ causal language model. :func:`check` compares them on a real tree and decides; m
 sinks or unknown heads take the plain road.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sartor.data.trees import TokenTree, TreeBatch, pack
 from sartor.model.load import LanguageModel
-from sartor.model.logprobs import Head, chunked_logps
+from sartor.model.logprobs import CHUNK, Head, Logits, chunked_certainty, chunked_kl, chunked_logps
 from sartor.model.tree_attention import NAME, TreeAttention
 
 # Largest and mean difference per token, in nats, that rounding alone explains (measured: docs/log.md, 2026-11-21).
@@ -22,25 +23,74 @@ TOLERANCE = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (1.0, 0.12)}
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a forward pass says of each completion token of a batch; fp32, in nats. See ``chunked_certainty`` and
+    ``chunked_kl``, which cost another product with the head each and so come on demand only."""
+
+    logps: Float[Tensor, " N"]
+    certainty: Float[Tensor, " N"] | None = None
+    kl: Float[Tensor, " N"] | None = None
+
+
 def token_logps(model: LanguageModel, batch: TreeBatch) -> Float[Tensor, " N"]:
     """Log-prob of each completion token of the batch, fp32, with gradient where the caller has gradients on."""
+    return token_scores(model, batch).logps
+
+
+def token_scores(
+    model: LanguageModel, batch: TreeBatch, certainty: bool = False, reference: LanguageModel | None = None
+) -> Scores:
+    """Log-probs of the completion tokens, and what else an objective depends on.
+
+    Args:
+        model: the policy.
+        batch: trees to score.
+        certainty: also compare each token's chance with that of a draw from the policy (WPO).
+        reference: also compare next-token distributions with this model's (TDPO); the policy itself stands for its
+            frozen weights, without the adapter.
+    """
     if model.shares_prompts is None and batch.trees:
         check(model, batch.trees[0])
-    return packed_logps(model, batch) if model.shares_prompts else plain_logps(model, batch)
+    rows, head = predictions(model, batch)
+    logps = _logps(rows, head, batch)
+    kl = None
+    if reference is not None:
+        with torch.no_grad(), reference.without_adapter():
+            other_rows, other_head = predictions(reference, batch)
+        kl = chunked_kl(rows, head, other_rows, other_head)
+    return Scores(logps, chunked_certainty(rows, head, logps) if certainty else None, kl)
+
+
+def predictions(model: LanguageModel, batch: TreeBatch) -> tuple[Float[Tensor, "N _"], Head | Logits]:
+    """Per completion token the row that predicts it, and what turns rows into logits, by the road that is open."""
+    return packed_rows(model, batch) if model.shares_prompts else plain_rows(model, batch)
+
+
+def _logps(rows: Tensor, head: Head | Logits, batch: TreeBatch) -> Tensor:
+    if isinstance(head, Head):
+        return chunked_logps(rows, batch.target, head)
+    chunks = zip(rows.split(CHUNK), batch.target.split(CHUNK), strict=True)
+    return torch.cat([head.logits(row).log_softmax(-1).gather(1, to[:, None])[:, 0] for row, to in chunks])
 
 
 def packed_logps(model: LanguageModel, batch: TreeBatch) -> Float[Tensor, " N"]:
+    """Log-probs by the packed road, whatever was decided."""
+    return _logps(*packed_rows(model, batch), batch)
+
+
+def packed_rows(model: LanguageModel, batch: TreeBatch) -> tuple[Float[Tensor, "N H"], Head]:
     """The packed road: every linear layer runs once per token, the head once per completion token."""
     use_attention(model, NAME)
     hidden = model.core.base_model(
         input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False, attends=TreeAttention(batch)
     ).last_hidden_state[0]
     # index_select and not indexing: its backward adds in a fixed order where branches share a prompt's last row.
-    return chunked_logps(hidden.index_select(0, batch.source), batch.target, head_of(model))
+    return hidden.index_select(0, batch.source), head_of(model)
 
 
-def plain_logps(model: LanguageModel, batch: TreeBatch) -> Float[Tensor, " N"]:
-    """The plain road: one right-padded row per branch, the prompt computed once for each."""
+def plain_rows(model: LanguageModel, batch: TreeBatch) -> tuple[Float[Tensor, "N V"], Logits]:
+    """The plain road: one right-padded row per branch, the prompt computed once for each, the model's own logits."""
     use_attention(model, model.own_attention)
     rows = [tree.prompt + branch for tree in batch.trees for branch in tree.branches]
     starts = [max(1, len(tree.prompt)) for tree in batch.trees for _ in tree.branches]
@@ -48,11 +98,8 @@ def plain_logps(model: LanguageModel, batch: TreeBatch) -> Float[Tensor, " N"]:
     ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
     logits = model.core(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    scored = [
-        logits[i, start - 1 : len(row) - 1].float().log_softmax(-1).gather(1, ids[i, start : len(row), None])[:, 0]
-        for i, (row, start) in enumerate(zip(rows, starts, strict=True))
-    ]
-    return torch.cat(scored)
+    scored = [logits[i, start - 1 : len(row) - 1] for i, (row, start) in enumerate(zip(rows, starts, strict=True))]
+    return torch.cat(scored), Logits()
 
 
 def head_of(model: LanguageModel) -> Head:
@@ -79,7 +126,7 @@ def check(model: LanguageModel, tree: TokenTree) -> str | None:
         except (NotImplementedError, TypeError, AttributeError, RuntimeError) as error:
             reason = str(error).split("\n")[0]
         else:
-            gap = (packed - plain_logps(model, batch)).abs()
+            gap = (packed - _logps(*plain_rows(model, batch), batch)).abs()
             largest, mean = TOLERANCE[model.core.dtype]
             if not (gap.max() <= largest and gap.mean() <= mean):  # a NaN is a failure too
                 reason = f"packed and plain log-probs differ by up to {gap.max():.2g} nats"

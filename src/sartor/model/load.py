@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
@@ -181,7 +182,9 @@ def _adapt(network: Any, r: int, alpha: int, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Adapters compute in the base's precision; the optimizer keeps an fp32 master of them like of any weight.
-        return get_peft_model(network, config, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():  # PEFT asks transformers for a property under its old name
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            return get_peft_model(network, config, autocast_adapter_dtype=False)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

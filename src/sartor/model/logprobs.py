@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 CHUNK = 512  # rows projected to the vocabulary at a time: 100 MB of fp32 logits at 49k words
 
@@ -28,6 +29,15 @@ class Head:
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """In place of a head where the rows are logits already."""
+
+    def logits(self, rows: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
+        """The rows in fp32."""
+        return rows.float()
 
 
 class _ChunkedLogProb(torch.autograd.Function):
@@ -84,6 +94,35 @@ class _ChunkedLogProb(torch.autograd.Function):
 def chunked_logps(hidden: Float[Tensor, "N H"], target: Int[Tensor, " N"], head: Head) -> Float[Tensor, " N"]:
     """log p(target) per row, fp32, in nats. Memory: ``CHUNK`` rows of the vocabulary, whatever N is."""
     return _ChunkedLogProb.apply(hidden, head.weight, head.bias, target, head)
+
+
+@torch.no_grad()
+def chunked_certainty(
+    rows: Float[Tensor, "N _"], head: Head | Logits, logps: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """log π(y_t) - log Σ_v π(v)² per row: how the token's chance compares with that of a draw from π itself."""
+    collisions = []
+    for chunk in rows.split(CHUNK):
+        logits = head.logits(chunk)
+        collisions.append(torch.logsumexp(2 * logits, -1) - 2 * torch.logsumexp(logits, -1))
+    return logps.detach() - torch.cat(collisions)
+
+
+def chunked_kl(
+    rows: Float[Tensor, "N _"], head: Head | Logits, other_rows: Float[Tensor, "N _"], other_head: Head | Logits
+) -> Float[Tensor, " N"]:
+    """KL(other ‖ ours) between next-token distributions per row, fp32, with gradient by ours only.
+
+    Logits are computed again in the backward pass, a chunk at a time.
+    """
+
+    def of_chunk(ours: Tensor, theirs: Tensor) -> Tensor:
+        log_p = head.logits(ours).log_softmax(-1)
+        log_q = other_head.logits(theirs).detach().log_softmax(-1)
+        return torch.nn.functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
+
+    pairs = zip(rows.split(CHUNK), other_rows.split(CHUNK), strict=True)
+    return torch.cat([checkpoint(of_chunk, ours, theirs, use_reentrant=False) for ours, theirs in pairs])
 
 
 def sum_by_branch(token_logps: Float[Tensor, " N"], branch: Int[Tensor, " N"], branches: int) -> Float[Tensor, " S"]:

@@ -108,7 +108,7 @@ def change(run: Run, side: str) -> Series:
     is beta times the change per pair, so its interval over beta is the right one. Where the two do not agree (the
     reference is not the start, or the loss has another reward) the change stands without an interval.
     """
-    beta = as_float(run.config.get("beta"))
+    beta = as_float(run.summary.get("beta", run.config.get("beta")))
     rows: Series = []
     start: Estimate | None = None
     for row in run.evals:

@@ -158,6 +158,8 @@ def _accuracy(run: Run) -> Tile | None:
     if not points:
         return None
     gloss = "Share of held-out pairs whose chosen text gained more than the rejected one; 50 % is the start."
+    if run.estimate("win_rate"):
+        gloss += " Given texts, pair by pair: alike ones stay near 50 % even where new answers improve."
     return _share_tile("Held-out accuracy", points[-1][1], "prompts", "better than chance", gloss)
 
 
@@ -251,7 +253,7 @@ def _cost(run: Run) -> dict[str, Any]:
         ("Wall-clock time", duration(total), "seconds"),
         ("Peak memory", f"{number(as_float(cost.get('peak_memory_gib')))} GiB", "peak_memory_gib"),
         ("Tokens trained on", number(as_float(cost.get("train_tokens"))), "train_tokens"),
-        ("Speed", f"{number(as_float(cost.get('pairs_per_second')))} pairs per second", "pairs_per_second"),
+        ("Speed", f"{number(as_float(cost.get('speed')))} {_text(cost.get('unit'))} per second", "speed"),
     ]
     return {
         "stages": [(name, duration(seconds), round(100 * seconds / whole, 2)) for name, seconds in stages],

@@ -1,22 +1,22 @@
-"""Direct preference optimisation: from comparisons or rankings to a better model, with evidence.
+"""Preference optimisation without a reward model: from what people said to a better model, with evidence.
 
-Follows Rafailov et al. 2023 (arXiv 2305.18290), with the objective passed in, so that any pairwise loss trains here.
-Different from the paper's own code:
+Follows Rafailov et al. 2023 (arXiv 2305.18290), with the objective passed in, so that every loss of the family trains
+here, and yours. Different from the paper's own code:
 
 1. AdamW in place of RMSprop, cosine schedule in place of constant: what is used today.
-2. The reference is not kept in memory: its per-token log-probs are computed once and cached by content.
+2. The reference is not kept in memory: its per-token log-probs are computed once and cached by content. Objectives
+   that do not depend on it have none computed; those that compare whole distributions (TDPO) need it beside the policy.
 3. A ranking of K answers is one tree with all its pairs, so its prompt and its answers are computed once.
 4. Dropout is off, as in TRL: policy and reference differ by their weights alone.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sartor import plugins
 from sartor.config import DpoConfig
@@ -24,13 +24,19 @@ from sartor.console import progress, say
 from sartor.data.trees import split_by_budget
 from sartor.errors import UserError
 from sartor.evaluate.answers import Answers, compare
-from sartor.evaluate.preferences import HeldOut, pair_metrics
+from sartor.evaluate.preferences import HeldOut
 from sartor.evaluate.statistics import Estimate
 from sartor.machine import keep_freed_memory, machine, peak_memory_gib
 from sartor.model.forward import check
 from sartor.model.load import LanguageModel, fingerprint, load
+from sartor.objectives.contract import Loss
+from sartor.objectives.logps import TreeLogps
+from sartor.objectives.objective import Objective
+from sartor.objectives.shape import shape
+from sartor.objectives.specs import name_of, parse_objective
 from sartor.report.page import write_report
 from sartor.rewards.scoring import score_texts
+from sartor.train.gradient import batch_gradient
 from sartor.train.loop import (
     MasterWeights,
     Plan,
@@ -46,15 +52,13 @@ from sartor.train.run import RunFolder
 from sartor.train.showcase import Showcase
 from sartor.train.stopwatch import Stopwatch
 from sartor.train.summary import cost, cut_answers, headline, model_card, percent, side_by_side
-from sartor.types import PairLogps
 
-PairLoss = Callable[..., Tensor]
 BEFORE_THE_RUN = ("demo.json", "rankings.jsonl", "rankings_held_out.jsonl")  # what the demo collects into the folder
 
 
 def train_dpo(
     config: DpoConfig,
-    loss: PairLoss | None = None,
+    loss: Loss | Sequence[str | Loss] | None = None,
     command: str = "",
     title: str | None = None,
     watch: Stopwatch | None = None,
@@ -63,7 +67,7 @@ def train_dpo(
 
     Args:
         config: the options of the command line.
-        loss: an objective in place of ``config.loss``.
+        loss: an objective in place of ``config.loss``: a function, or a mixture of names and functions.
         command: what to type to repeat this, for the report.
         title: the report's; by default what was fitted to what.
         watch: the clock of work that came before and belongs to the run.
@@ -71,38 +75,64 @@ def train_dpo(
     Raises:
         UserError: input that the user can mend; nothing that was written is lost.
     """
+    terms = config.loss if loss is None else loss if isinstance(loss, Sequence) else [loss]
+    config = replace(config, loss=tuple(term if isinstance(term, str) else name_of(term) for term in terms))
     run, watch = RunFolder(config.output), watch or Stopwatch()
     run.check(config, allowed=BEFORE_THE_RUN)
     keep_freed_memory()
     if config.resume and run.finished:
         say(f"{run.path} is finished already")
         return run
-    objective = per_pair(loss or plugins.resolve("losses", config.loss), config.beta)
+    objective = parse_objective(terms, config.beta, config.wpo, config.ld_alpha)
     scorer = plugins.resolve("rewards", config.score) if config.score else None
     if scorer:
         score_texts(scorer, ["Is it well?"], ["It is."])  # a scorer that fails should not wait for the training to end
     with watch.stage("load"):
-        rows = read_preferences(config)
+        rows = read_preferences(config, objective)
         model = load(config.model, config.dtype, config.lora_r, config.lora_alpha, config.seed)
         say(f"model   {model}")
-        training, held_out = (encode(model, part, config) for part in rows)
+        training, held_out = (encode(model, part, config, objective) for part in rows)
         reason = check(model, max([*training.trees, *held_out.trees], key=lambda tree: tree.size))
         if reason:
             say(f"note    prompts are repeated for each answer, which is slower: {reason}")
-        for note in (*training.notes, *held_out.notes):
+        for note in (*notes_of(training, held_out), *shortcomings(objective, training)):
             say(f"note    {note}")
         config = resolved(config, model, len(training.trees))
-        run.open(config, {"model": fingerprint(model), "data": digest(training, held_out)}, command)
+        identity = {"model": fingerprint(model), "data": digest(training, held_out), "loss": objective.digest()}
+        run.open(config, identity, command)
         if model.is_adapted and model.needs_base:
             model.keep_base(run.path / "base")
     with watch.stage("reference"):
-        kept = run.path / "reference.safetensors"
-        training, held_out = with_reference(model, (training, held_out), config.token_budget, kept)
+        # The held-out start is measured whatever the objective: it is what every result is told against.
+        parts = (training, held_out) if objective.needs_reference else (held_out,)
+        *with_training, held_out = with_reference(model, parts, config.token_budget, run.path / "reference.safetensors")
+        training = with_training[0] if with_training else training
     showcase = Showcase(model, held_out.prompts, config, scorer)
     dpo = Dpo(config, run, watch, model, objective, training, held_out, showcase)
     dpo.train()
-    dpo.finish(title or f"{config.model} fitted to {Path(config.data).name}")
+    how = "" if str(objective) == "dpo" else f" with {objective}"
+    dpo.finish(title or f"{config.model} fitted to {Path(config.data).name}{how}")
     return run
+
+
+def notes_of(training: Preferences, held_out: Preferences) -> list[str]:
+    """What was done to either part."""
+    notes = [*training.notes, *(f"held out: {note}" for note in held_out.notes if note not in training.notes)]
+    if held_out.unit == "completions":
+        notes.append("held-out accuracy and margins are those of every good completion against every bad one")
+    return notes
+
+
+def shortcomings(objective: Objective, data: Preferences) -> Iterator[str]:
+    """What a user should know of an objective before it trains for hours."""
+    for term in objective.terms:
+        slope = term.weight * shape(term).slope
+        if slope > 0:
+            yield f"{term.name} lowers the margin of chosen over rejected where it is 0: is its sign right?"
+        if "strength" in term.traits.depends_on and all(tree.strength is None for tree in data.trees):
+            yield f"{term.name} learns from strengths, and no row has one (columns strength or margin)"
+        if "tie" in term.traits.depends_on and not any(tree.ties for tree in data.trees):
+            yield f"{term.name} learns from ties, and no row is one (column tie: true)"
 
 
 def resolved(config: DpoConfig, model: LanguageModel, trees: int) -> DpoConfig:
@@ -110,24 +140,6 @@ def resolved(config: DpoConfig, model: LanguageModel, trees: int) -> DpoConfig:
     steps = steps_of(config.epochs, config.max_steps, trees, config.batch_size)
     rate = config.learning_rate or default_learning_rate(model.parameters, lora=config.lora_r > 0)
     return replace(config, learning_rate=rate, eval_every=config.eval_every or math.ceil(steps / 4))
-
-
-def per_pair(loss: PairLoss, beta: float) -> Callable[[PairLogps], Tensor]:
-    """The objective at one β, held to its contract: one number per pair."""
-    name = getattr(loss, "__name__", str(loss))
-
-    def objective(pair: PairLogps) -> Tensor:
-        try:
-            losses = loss(pair, beta=beta)
-        except Exception as error:
-            raise UserError(f"loss {name} failed: {type(error).__name__}: {error}") from error
-        wanted = pair.policy_chosen.shape
-        if not isinstance(losses, Tensor) or losses.shape != wanted:
-            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-            raise UserError(f"loss {name}: wanted a tensor of {tuple(wanted)}, one number per pair, got {got}")
-        return losses
-
-    return objective
 
 
 class Dpo:
@@ -139,7 +151,7 @@ class Dpo:
         run: RunFolder,
         watch: Stopwatch,
         model: LanguageModel,
-        objective: PairLoss,
+        objective: Objective,
         training: Preferences,
         held_out: Preferences,
         showcase: Showcase,
@@ -150,15 +162,24 @@ class Dpo:
         peak, every = config.learning_rate, config.eval_every
         assert peak is not None  # both were filled in by ``resolved``
         assert every is not None
-        self.plan = Plan(len(training.trees), config.batch_size, steps, config.seed)
+        self.plan = Plan(len(training.trees), config.batch_size, steps, config.seed, training.labels)
         self.schedule = Schedule(peak, steps, round(config.warmup_ratio * steps), config.schedule)
         self.every = every
         self.weights = MasterWeights(model.network, config.weight_decay)
+        self.rival = self._rival() if objective.needs_kl else None
 
-    def micro_loss(self, group: Sequence[int]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Sum of the pairs' losses over some trees, with their metrics."""
-        pair = self.training.pair_logps(self.model, group)
-        return self.objective(pair).sum(), pair_metrics(pair, self.config.beta)
+    def _rival(self) -> LanguageModel:
+        """The reference model itself: the frozen weights under an adapter, else a second copy."""
+        if self.model.is_adapted:
+            return self.model
+        rival = load(str(self.model.path), self.config.dtype)
+        rival.network.requires_grad_(False)
+        rival.shares_prompts = self.model.shares_prompts
+        return rival
+
+    def gradient(self, items: Sequence[int]) -> dict[str, float]:
+        """Add the gradient of one optimizer batch to the weights; returns its metrics."""
+        return batch_gradient(self.model, self.objective, self.training, items, self.config.token_budget, self.rival)
 
     def train(self) -> None:
         """All steps after the newest checkpoint, with evaluations and checkpoints between them."""
@@ -170,7 +191,7 @@ class Dpo:
         self.run.rewind(lambda row: 0 < done >= row["step"] and (row["split"], row["step"]) != ("eval", last))
         going_on = f", going on after step {done}" if done else ""
         say(
-            f"train   {sum(self.training.counts)} pairs, {last} steps of {config.batch_size} prompts, "
+            f"train   {self.training.size}, {self.objective}, {last} steps of {config.batch_size} prompts, "
             f"learning rate {self.schedule.peak:g}{going_on}"
         )
         if done == 0:
@@ -179,10 +200,7 @@ class Dpo:
             self.weights,
             self.plan,
             self.schedule,
-            self.micro_loss,
-            sizes=self.training.sizes(self.model),
-            counts=self.training.counts,
-            token_budget=config.token_budget,
+            self.gradient,
             max_grad_norm=config.max_grad_norm,
             first_step=done,
         )
@@ -193,8 +211,8 @@ class Dpo:
                 step = int(metrics["step"])
                 self._check_finite(metrics)
                 self.run.log({"split": "train", **metrics})
-                speeds.append(metrics["pairs"] / metrics["seconds"])
-                advance(1, note=f"loss {metrics['loss']:.3f}  {np.mean(speeds[-20:]):.2f} pairs/s")
+                speeds.append(metrics["examples"] / metrics["seconds"])
+                advance(1, note=f"loss {metrics['loss']:.3f}  {np.mean(speeds[-20:]):.2f} {self.training.unit}/s")
                 if step % self.every == 0 and step < last:
                     self.evaluate(step)
                 if step % config.save_every == 0 or step == last:
@@ -219,19 +237,19 @@ class Dpo:
 
     def evaluate(self, step: int) -> dict[str, Estimate]:
         """Held-out metrics and KL to the reference. At step 0 the policy is the reference: accuracy 50 %, KL 0."""
-        values: dict[str, list[float]] = {}
-        prompts: list[int] = []
         with self.watch.stage("evaluate"), torch.no_grad():
-            for group in split_by_budget(self.held_out.sizes(self.model), self.config.token_budget):
-                pair = self.held_out.pair_logps(self.model, group, at_start=step == 0)
-                for name, column in {"loss": self.objective(pair), **pair_metrics(pair, self.config.beta)}.items():
-                    values.setdefault(name, []).extend(column.tolist())
-                prompts += [self.held_out.prompt_numbers[i] for i in group for _ in self.held_out.trees[i].pairs]
-            estimates = HeldOut(values, prompts).estimates()
+            groups = list(split_by_budget(self.held_out.sizes(self.model), self.config.token_budget))
+            parts = [
+                self.held_out.logps(self.model, group, self.objective, self.rival, at_start=step == 0)
+                for group in groups
+            ]
+            prompts = [self.held_out.prompt_numbers[i] for group in groups for i in group]
+            found = HeldOut(TreeLogps.cat(parts), prompts, self.objective)
+            estimates = found.estimates()
             if self.showcase.prompts:
                 estimates["objective/kl"] = self.showcase.kl(step)
         self.run.log({"step": step, "split": "eval", "epoch": step / self.plan.steps_per_epoch, **estimates})
-        self.run.write_json("margins.json", {"step": step, "margins": values["rewards/margins"]})
+        self.run.write_json("margins.json", {"step": step, "margins": found.margins()})
         if step:
             kl = f", KL {estimates['objective/kl']} nats" if self.showcase.prompts else ""
             say(f"step {step}: held-out accuracy {percent(estimates['rewards/accuracies'])}{kl}")
@@ -252,19 +270,20 @@ class Dpo:
         with self.watch.stage("save"):
             self.model.save(run.path / "model")
         training = [row for row in run.read_jsonl("metrics.jsonl") if row["split"] == "train"]
-        pairs = sum(self.held_out.counts)
         summary = {
             "verb": "dpo",
             "title": title,
-            "headline": headline(estimates, pairs, comparison, config.score),
+            "headline": headline(estimates, self.held_out.size, comparison, config.score),
+            "objective": str(self.objective),
+            "beta": self.objective.beta,
             "scorer": config.score,
             "comparison": comparison,
             "data": {
-                "train": f"{sum(self.training.counts)} pairs in {len(self.training.trees)} rows of {config.data}",
-                "eval": f"{pairs} pairs in {len(self.held_out.trees)} rows of prompts never trained on",
-                "notes": [*self.training.notes, *self.held_out.notes, *cut],
+                "train": f"{self.training.size} in {len(self.training.trees)} rows of {config.data}",
+                "eval": f"{self.held_out.size} in {len(self.held_out.trees)} rows of prompts never trained on",
+                "notes": [*notes_of(self.training, self.held_out), *shortcomings(self.objective, self.training), *cut],
             },
-            "cost": cost(self.watch.seconds, training, peak_memory_gib()),
+            "cost": cost(self.watch.seconds, training, peak_memory_gib(), self.training.unit),
             "machine": {**machine(), "dtype": str(self.model.core.dtype).removeprefix("torch.")},
             "command": run.read_json("identity.json")["command"],
         }

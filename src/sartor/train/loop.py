@@ -1,12 +1,12 @@
 """The loop under every algorithm: accumulate, clip, step, log, evaluate, save, resume.
 
-An algorithm brings one function from a micro-batch of trees to a *sum* of losses; the loop divides by the count of the
-whole optimizer batch, so a step's gradient does not depend on how it was cut. Nothing here is random: the order of the
-data follows from the seed and the step alone, and so a resumed run has nothing to restore but weights and moments.
+An algorithm brings one function that leaves the gradient of a whole optimizer batch behind. Nothing here is random:
+the order of the data follows from the seed and the step alone, and so a resumed run has nothing to restore but weights
+and moments.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sartor.data.trees import split_by_budget
 from sartor.machine import release_freed_memory
 from sartor.model.load import LanguageModel
 from sartor.train.run import RunFolder
@@ -106,12 +105,14 @@ def _move_gradient(master: Tensor) -> Callable[[Tensor], None]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How many steps, of what."""
+    """How many steps, of what. Items of each of the ``labels`` are spread evenly over an epoch, where there are any."""
 
     items: int
     batch_size: int
     steps: int
     seed: int
+    labels: Sequence[Hashable] = ()
+    _orders: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,27 +127,46 @@ class Plan:
         ([0, 1, 2, 3, 4], 1)
         """
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.items)
-        return [int(i) for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
+        if epoch not in self._orders:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.items).tolist()
+            self._orders.clear()
+            self._orders[epoch] = _spread(order, self.labels) if self.labels else order
+        return self._orders[epoch][place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def _spread(order: Sequence[int], labels: Sequence[Hashable]) -> list[int]:
+    """``order`` with the items of each label at even distances: no stretch has only one of them if it need not.
+
+    >>> _spread([0, 1, 2, 3, 4, 5], labels=["good"] * 4 + ["bad"] * 2)
+    [0, 4, 1, 2, 5, 3]
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for item in order:
+        groups.setdefault(labels[item], []).append(item)
+    place = {
+        item: ((i + 0.5) / len(group), number)
+        for number, group in enumerate(groups.values())
+        for i, item in enumerate(group)
+    }
+    return sorted(order, key=place.__getitem__)
 
 
 @dataclass
 class Sums:
-    """Running sums of metrics over the micro-batches of a step."""
+    """Running sums of metrics over the micro-batches of a step, each with its own count."""
 
     totals: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Add per-item metrics."""
+        """Add the values of each metric, one per pair or completion."""
         for name, values in metrics.items():
             self.totals[name] = self.totals.get(name, 0.0) + float(values.detach().sum())
+            self.counts[name] = self.counts.get(name, 0) + values.numel()
 
-    def means(self, count: int) -> dict[str, float]:
-        """Means over ``count`` items."""
-        return {name: total / count for name, total in self.totals.items()}
-
-
-MicroLoss = Callable[[Sequence[int]], tuple[Tensor, Mapping[str, Tensor]]]
+    def means(self) -> dict[str, float]:
+        """Mean of each metric that has any value."""
+        return {name: self.totals[name] / count for name, count in self.counts.items() if count}
 
 
 def steps_of(epochs: float, max_steps: int | None, items: int, batch_size: int) -> int:
@@ -158,11 +178,8 @@ def train_steps(
     weights: MasterWeights,
     plan: Plan,
     schedule: Schedule,
-    micro_loss: MicroLoss,
+    gradient: Callable[[Sequence[int]], dict[str, float]],
     *,
-    sizes: Sequence[int],
-    counts: Sequence[int],
-    token_budget: int,
     max_grad_norm: float,
     first_step: int = 0,
 ) -> Iterator[dict[str, float]]:
@@ -172,21 +189,12 @@ def train_steps(
         weights: what is trained.
         plan: which items make up each step.
         schedule: learning rate per step.
-        micro_loss: from item indices to the sum of their losses and per-unit metrics.
-        sizes: tokens of each item, to cut micro-batches by.
-        counts: units of loss (pairs) in each item: the step's loss is the mean over all units in its batch.
-        token_budget: tokens per micro-batch.
+        gradient: adds the gradient of a batch of items to the weights, and returns its metrics.
         max_grad_norm: gradient clipping.
         first_step: steps already taken.
     """
     for step in range(first_step, plan.steps):
-        items = plan.batch(step)
-        count = sum(counts[i] for i in items)
-        sums = Sums()
-        for group in split_by_budget([sizes[i] for i in items], token_budget):
-            total, metrics = micro_loss([items[i] for i in group])
-            (total / count).backward()
-            sums.add({"loss": total, **metrics})
+        metrics = gradient(plan.batch(step))
         rate = schedule.at(step)
         norm = weights.step(rate, max_grad_norm)
         if step % RELEASE_EVERY == 0:
@@ -194,11 +202,9 @@ def train_steps(
         yield {
             "step": step + 1,
             "epoch": round((step + 1) / plan.steps_per_epoch, 4),
-            **sums.means(count),
+            **metrics,
             "grad_norm": norm,
             "learning_rate": rate,
-            "tokens": sum(sizes[i] for i in items),
-            "pairs": count,
         }
 
 

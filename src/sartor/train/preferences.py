@@ -1,7 +1,7 @@
 """Preference data on its way to training: read, split by prompt, encoded, with the reference beside it."""
 
 import hashlib
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +17,14 @@ from sartor.data.files import Where
 from sartor.data.formats import load_examples
 from sartor.data.trees import TokenTree, pack
 from sartor.errors import UserError
-from sartor.evaluate.preferences import gather_pairs
-from sartor.model.forward import token_logps
+from sartor.model.forward import token_scores
 from sartor.model.load import LanguageModel
-from sartor.model.logprobs import sum_by_branch
 from sartor.model.reference import key_of, read_shard, reference_logps, write_shard
-from sartor.types import Comparison, PairLogps, Ranking, Text
+from sartor.objectives.logps import TreeLogps
+from sartor.objectives.objective import Objective
+from sartor.types import Comparison, Judged, Ranking, Text
 
-Preference = Comparison | Ranking
+Preference = Comparison | Ranking | Judged
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,15 @@ class Rows:
         """Some of them; the notes stay with all."""
         return Rows([self.examples[i] for i in index], [self.where[i] for i in index], self.kind)
 
+    @property
+    def verdicts(self) -> set[bool]:
+        """The labels of judged completions that occur."""
+        return {example.good for example in self.examples if isinstance(example, Judged)}
+
 
 @dataclass(frozen=True)
 class Preferences:
-    """Token trees with their prompts and the reference log-probs of their completion tokens."""
+    """Token trees with their prompts, and the reference log-probs of their completion tokens where they are known."""
 
     trees: list[TokenTree]
     prompts: list[Text]
@@ -61,47 +66,79 @@ class Preferences:
         return [first.setdefault(prompt, i) for i, prompt in enumerate(self.prompts)]
 
     @property
-    def counts(self) -> list[int]:
-        """Pairs of each tree."""
-        return [len(tree.pairs) for tree in self.trees]
+    def size(self) -> str:
+        """How much there is to learn from, in words."""
+        counts = {
+            "pairs": self.count_pairs(range(len(self.trees))),
+            "tied pairs": sum(bool(tree.ranks) and not tree.pairs for tree in self.trees),
+            "judged completions": sum(len(tree.good) for tree in self.trees),
+        }
+        return " and ".join(f"{count} {what}" for what, count in counts.items() if count)
 
-    def pair_logps(self, model: LanguageModel, group: Sequence[int], at_start: bool = False) -> PairLogps:
-        """The four log-probs of every pair in the trees of ``group``, in the order of ``pack``.
+    def count_pairs(self, group: Iterable[int]) -> int:
+        """Pairs in the trees of ``group``."""
+        return sum(len(self.trees[i].pairs) for i in group)
 
-        ``at_start`` the policy still is the reference, and no forward pass is needed to know it.
+    @property
+    def unit(self) -> str:
+        """What there are so many of: pairs, or judged completions."""
+        return "pairs" if any(tree.ranks for tree in self.trees) else "completions"
+
+    @property
+    def labels(self) -> list[tuple[bool, ...]]:
+        """Verdicts of each tree, to spread good and bad ones over the batches; none where nothing was judged."""
+        labels = [tree.good for tree in self.trees]
+        return labels if any(labels) else []
+
+    def logps(
+        self,
+        model: LanguageModel,
+        group: Sequence[int],
+        objective: Objective,
+        rival: LanguageModel | None = None,
+        at_start: bool = False,
+    ) -> TreeLogps:
+        """What ``objective`` depends on, for the trees of ``group``; with gradient where the caller has gradients on.
+
+        ``rival`` is the reference model itself, for objectives that compare whole distributions. ``at_start`` the
+        policy still is the reference, and no forward pass is needed to know it.
         """
         batch = pack([self.trees[i] for i in group]).to(model.device)
-        reference = torch.cat([self.reference[i] for i in group]).to(model.device)
-        policy = reference if at_start else token_logps(model, batch)
-        branches = len(batch.lengths)
-        return gather_pairs(
-            sum_by_branch(policy, batch.branch, branches),
-            sum_by_branch(reference, batch.branch, branches),
-            batch.lengths,
-            batch.pairs,
-        )
+        if at_start and not objective.wpo:
+            start = torch.cat([self.reference[i] for i in group]).to(model.device)
+            return TreeLogps(batch.trees, batch.lengths, start, start, torch.zeros_like(start), start * torch.nan)
+        scores = token_scores(model, batch, objective.wpo, rival if objective.needs_kl else None)
+        unknown = torch.full_like(scores.logps, torch.nan, requires_grad=False)
+        reference = torch.cat([self.reference[i] for i in group]).to(model.device) if self.reference else unknown
+        kl = unknown if scores.kl is None else scores.kl
+        certainty = unknown if scores.certainty is None else scores.certainty
+        return TreeLogps(batch.trees, batch.lengths, scores.logps, reference, kl, certainty)
 
 
-def read_preferences(config: DpoConfig) -> tuple[Rows, Rows]:
+def read_preferences(config: DpoConfig, objective: Objective) -> tuple[Rows, Rows]:
     """Training and held-out preferences: two files, or one split by prompt so that no prompt is in both.
 
     Raises:
         UserError: whatever ``load_examples`` refuses, or too few prompts to hold any out.
     """
-    rows = _read(config.data, config)
+    rows = _read(config.data, config, objective)
     if config.eval_data is not None:
-        held_out = _read(config.eval_data, replace(config, split=config.eval_split or config.split))
+        held_out = _read(config.eval_data, replace(config, split=config.eval_split or config.split), objective)
         training = _without(rows, {example.prompt for example in held_out.examples}, config.data)
     else:
         wanted = max(1, min(round(config.eval_fraction * len(rows.examples)), config.eval_limit or len(rows.examples)))
         aside: list[int] = []
+        missing = rows.verdicts
         for group in _by_prompt(rows, config.seed):
-            if len(aside) >= wanted:
-                break
-            aside += group
+            here = rows.take(group).verdicts
+            if len(aside) < wanted or here & missing:  # a rare label must not be missing from what is held out
+                aside += group
+                missing -= here
         rest = sorted(set(range(len(rows.examples))) - set(aside))
         if not rest:
             raise UserError(f"{config.data}: no prompt is left to train on once one is held out; name --eval-data")
+        if rows.take(rest).verdicts != rows.verdicts:
+            raise UserError(f"{config.data}: too few prompts of one label to train on some and hold out others")
         training, held_out = replace(rows.take(rest), notes=rows.notes), rows.take(sorted(aside))
     return _limited(training, config.limit, config.seed), _limited(held_out, config.eval_limit, config.seed)
 
@@ -123,19 +160,42 @@ def _limited(rows: Rows, limit: int | None, seed: int) -> Rows:
     return replace(rows.take(chosen), notes=rows.notes)
 
 
-def _read(source: str, config: DpoConfig) -> Rows:
-    loaded = load_examples(source, wanted=(Comparison, Ranking), split=config.split, on_bad_row=config.on_bad_row)
+def _read(source: str, config: DpoConfig, objective: Objective) -> Rows:
+    # Verdicts are read in any case: what is wrong then is the loss, and the data need no other name.
+    loaded = load_examples(
+        source, wanted=(Comparison, Ranking, Judged), split=config.split, on_bad_row=config.on_bad_row
+    )
+    others = [term.name for term in objective.terms if term.traits.kind != "completions"]
+    if others and any(isinstance(example, Judged) for example in loaded.examples):
+        raise UserError(
+            f"{source} holds {loaded.format}, and loss {others[0]} learns from comparisons; "
+            "--loss kto, bco or apo_zero_unpaired learn from verdicts"
+        )
     say(f"data    {loaded}")
     notes = [f"{source}: {s.count} rows left out: {reason} (first: {s.where})" for reason, s in loaded.skipped.items()]
-    examples = [example for example in loaded.examples if isinstance(example, Comparison | Ranking)]
-    paired = [not (isinstance(example, Comparison) and example.tie) for example in examples]
-    ties = paired.count(False)
+    examples = [example for example in loaded.examples if isinstance(example, Comparison | Ranking | Judged)]
+    rows = Rows(examples, loaded.where, loaded.format, notes)
+    if len(rows.verdicts) == 1:
+        word = "good" if rows.verdicts == {True} else "bad"
+        raise UserError(f"{source}: all {len(examples)} completions are judged {word}: wanted both labels")
+    tied = [_is_tie(example) for example in examples]
+    ties = tied.count(True)
     if ties == len(examples):
-        raise UserError(f"{source}: all {ties} comparisons are ties: there is nothing to prefer")
-    if ties:
-        notes.append(f"{source}: {ties} tied comparisons left out: DPO has no use for them")
-    kept = [i for i, has_pair in enumerate(paired) if has_pair]
-    return replace(Rows(examples, loaded.where, loaded.format).take(kept), notes=notes)
+        raise UserError(f"{source}: all {ties} rows are ties: there is nothing to prefer")
+    if not ties or objective.reads_ties:
+        return rows
+    notes.append(f"{source}: {ties} tied rows left out: {objective} has no use for them")
+    return replace(rows.take([i for i, is_tie in enumerate(tied) if not is_tie]), notes=notes)
+
+
+def _is_tie(example: Preference) -> bool:
+    """Whether nothing in it is preferred to anything."""
+    match example:
+        case Ranking():
+            return len(set(example.ranks)) == 1
+        case Judged():
+            return False
+    return example.tie
 
 
 def _by_prompt(rows: Rows, seed: int) -> list[list[int]]:
@@ -146,7 +206,7 @@ def _by_prompt(rows: Rows, seed: int) -> list[list[int]]:
     return [prompts[i] for i in np.random.default_rng([seed, 1]).permutation(len(prompts))]
 
 
-def encode(model: LanguageModel, rows: Rows, config: DpoConfig) -> Preferences:
+def encode(model: LanguageModel, rows: Rows, config: DpoConfig, objective: Objective) -> Preferences:
     """Token trees of ``rows``, with notes on what was cut or left out.
 
     Raises:
@@ -157,13 +217,45 @@ def encode(model: LanguageModel, rows: Rows, config: DpoConfig) -> Preferences:
     how = "as turns of the chat template" if as_chat else "continued as they stand, without a chat template"
     notes = [f"{plain} prompts are plain strings, read {how} (--as-chat always|never decides)"] if plain else []
     longest = min(config.max_length, model.context or config.max_length)
-    found = encode_preferences(model.tokenizer, rows.examples, longest, as_chat, rows.where)
+    others = _mismatched(rows.examples, config.seed) if objective.needs_mismatched else None
+    found = encode_preferences(model.tokenizer, rows.examples, longest, as_chat, rows.where, others)
     if not found.trees:
         raise UserError(f"no completion fits --max-length {longest}; raise it")
     prompts = [rows.examples[i].prompt for i in found.index]
     if as_chat:
         prompts = [as_conversation(prompt, "user") for prompt in prompts]
     return Preferences(found.trees, prompts, [*rows.notes, *notes, *found.notes(longest)])
+
+
+def _mismatched(examples: Sequence[Preference], seed: int) -> list[Text] | None:
+    """For each example an answer to some other prompt; None where all have the same prompt.
+
+    The KTO paper shifts completions by one within each batch. Here the partner is drawn once, so that its reference
+    log-prob can be kept like all others, and a batch of one row has a baseline too.
+    """
+    rng = np.random.default_rng([seed, 4])
+    order = rng.permutation(len(examples)).tolist()
+    prompts = [examples[i].prompt for i in order]
+    # Where the last places share a prompt, they go round to the first that has another.
+    partner = next((place for place, prompt in enumerate(prompts) if prompt != prompts[-1]), None)
+    if partner is None:
+        return None
+    found: dict[int, Text] = {}
+    for place in reversed(range(len(order))):
+        if place + 1 < len(order) and prompts[place + 1] != prompts[place]:
+            partner = place + 1
+        answers = _answers(examples[order[partner]])
+        found[order[place]] = answers[rng.integers(len(answers))]
+    return [found[i] for i in range(len(examples))]
+
+
+def _answers(example: Preference) -> tuple[Text, ...]:
+    match example:
+        case Ranking():
+            return example.completions
+        case Judged():
+            return (example.completion,)
+    return (example.chosen, example.rejected)
 
 
 def with_reference(model: LanguageModel, parts: Sequence[Preferences], budget: int, kept: Path) -> list[Preferences]:
@@ -188,6 +280,6 @@ def digest(*parts: Preferences) -> str:
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         for tree in part.trees:
-            found.update(key_of(tree) + repr(tree.pairs).encode())
+            found.update(key_of(tree) + repr((tree.ranks, tree.good, tree.strength)).encode())
         found.update(b"|")
     return found.hexdigest()

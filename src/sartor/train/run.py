@@ -61,7 +61,7 @@ class RunFolder:
         theirs = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         ours = yaml.safe_load(to_yaml(config))
         changed = [
-            f"{name} {value} (was {theirs[name]})"
+            f"{name} {value} (was {'not set' if theirs[name] is None else theirs[name]})"
             for name, value in ours.items()
             # What was left open is filled in by the run, and the folder may have moved.
             if name in theirs and name != "output" and value is not None and value != theirs[name]
@@ -80,7 +80,7 @@ class RunFolder:
         """
         known = self.read_json("identity.json")
         if config.resume and known:
-            changed = [name for name, value in identity.items() if known.get(name) != value]
+            changed = [name for name, value in identity.items() if known.get(name, value) != value]
             if changed:
                 raise UserError(
                     f"--resume: the {' and the '.join(changed)} changed since {self.path} was started; "

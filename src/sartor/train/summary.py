@@ -1,5 +1,6 @@
 """The last word of a run: what changed, how sure that is, what it cost. Written for the report and the model card."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def percent(share: Estimate) -> str:
 
 
 def headline(
-    estimates: Mapping[str, Estimate], pairs: int, comparison: Mapping[str, Any] | None, scorer: str | None
+    estimates: Mapping[str, Estimate], held_out: str, comparison: Mapping[str, Any] | None, scorer: str | None
 ) -> str:
     """The result in one sentence with its 95 % interval, and no more than the interval allows to say."""
     if comparison and comparison.get("win_rate"):
@@ -33,7 +34,11 @@ def headline(
         )
     else:
         share = estimates["rewards/accuracies"]
-        what = f"in {percent(share)} of {pairs} held-out pairs the chosen answer gained on the rejected one."
+        what = f"in {percent(share)} of {held_out} held out, the chosen answer gained on the rejected one."
+        if "judged" in held_out:
+            what = f"of {held_out} held out, a good one gained on a bad one in {percent(share)} of their meetings."
+    if not math.isfinite(share.value):
+        return "Not measurable: one of the labels is missing from what was held out."
     return f"No difference shown: {what}" if share.low <= 0.5 <= share.high else what[0].upper() + what[1:]
 
 
@@ -78,13 +83,16 @@ The model is in `model/`, every number with its interval in `report.html` and `m
 """
 
 
-def cost(seconds: Mapping[str, float], training: Sequence[Mapping[str, Any]], peak_memory_gib: float) -> dict[str, Any]:
-    """What the run cost: seconds by stage, tokens, speed, memory."""
+def cost(
+    seconds: Mapping[str, float], training: Sequence[Mapping[str, Any]], peak_memory_gib: float, unit: str
+) -> dict[str, Any]:
+    """What the run cost: seconds by stage, tokens, speed in ``unit`` (pairs, completions) per second, memory."""
     busy = sum(row["seconds"] for row in training)
     return {
         "seconds": sum(seconds.values()),
         "stages": [{"name": name, "seconds": round(value, 1)} for name, value in seconds.items()],
         "peak_memory_gib": round(peak_memory_gib, 2),
         "train_tokens": int(sum(row["tokens"] for row in training)),
-        "pairs_per_second": sum(row["pairs"] for row in training) / busy if busy else None,
+        "speed": sum(row["examples"] for row in training) / busy if busy else None,
+        "unit": unit,
     }
