@@ -17,11 +17,12 @@ import tyro
 
 from sartor.data.chat import encode_preferences
 from sartor.data.formats import load_examples
-from sartor.losses.dpo import dpo
 from sartor.machine import keep_freed_memory, machine, peak_memory_gib
 from sartor.model.forward import check
 from sartor.model.load import load
 from sartor.model.reference import score_trees
+from sartor.objectives.specs import parse_objective
+from sartor.train.gradient import batch_gradient
 from sartor.train.loop import MasterWeights, Plan, Schedule, train_steps
 from sartor.train.preferences import Preferences
 from sartor.types import Comparison
@@ -65,14 +66,12 @@ def main(options: Options) -> None:
     reference_seconds = time.perf_counter() - start
     data = Preferences(trees, [], [], reference)
     weights = MasterWeights(model.network, weight_decay=0.0)
+    objective = parse_objective(["dpo"])
     steps = train_steps(
         weights,
         Plan(len(trees), options.batch_size, len(trees) // options.batch_size, seed=0),
         Schedule(5e-6, len(trees), 0, "constant"),
-        lambda group: (dpo(data.pair_logps(model, group)).sum(), {}),
-        sizes=data.sizes(model),
-        counts=data.counts,
-        token_budget=options.token_budget,
+        lambda items: batch_gradient(model, objective, data, items, options.token_budget),
         max_grad_norm=1.0,
     )
     pairs = tokens = 0
@@ -80,7 +79,7 @@ def main(options: Options) -> None:
         if metrics["step"] == options.warm_up:
             start = time.perf_counter()
         elif metrics["step"] > options.warm_up:
-            pairs, tokens = pairs + int(metrics["pairs"]), tokens + int(metrics["tokens"])
+            pairs, tokens = pairs + int(metrics["examples"]), tokens + int(metrics["tokens"])
     seconds = time.perf_counter() - start
     flops = 6 * model.parameters * tokens / seconds
     result = {
