@@ -168,9 +168,9 @@ def parse(verb: str, config: type, arguments: Sequence[str]) -> Any:
         wanted = " ".join(f"--{name} {name.upper()}" for name in needed)
         raise UserError(f"{verb}: missing {', '.join('--' + name for name in missing)}; wanted: sartor {verb} {wanted}")
     defaults = dict.fromkeys(needed, tyro.MISSING) | known
-    said, shown = io.StringIO(), io.StringIO()
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+        with contextlib.redirect_stderr(said):
             return tyro.cli(
                 config,
                 prog=f"sartor {verb}",
@@ -179,8 +179,6 @@ def parse(verb: str, config: type, arguments: Sequence[str]) -> Any:
             )
     except SystemExit as stop:
         if stop.code in (0, None):
-            # An option without a value of its own is tyro's {None}|FLOAT: the same width says it plainly.
-            print(re.sub(r"\{None\}\|(\w+)", lambda found: found[1] + 7 * " ", shown.getvalue()), end="")
             raise
         raise UserError(f"{verb}: {_one_line(said.getvalue())}") from None
 

@@ -12,6 +12,12 @@ import yaml
 
 from sartor.errors import UserError, unknown
 
+# What help shows for an option that may be left out: FLOAT and not {None}|FLOAT.
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+
 
 @dataclass(kw_only=True)
 class DpoConfig:
@@ -24,17 +30,17 @@ class DpoConfig:
     output: Path
     """Run folder to create: config, metrics, checkpoints, model/, report.html."""
 
-    eval_data: str | None = None
+    eval_data: OptionalText = None
     """Held-out preferences. By default a share of --data, split by prompt."""
     eval_fraction: float = 0.1
     """Share of --data to hold out where there is no --eval-data."""
-    limit: int | None = None
+    limit: OptionalInt = None
     """Train on at most so many rows, for a quick try."""
-    eval_limit: int | None = None
+    eval_limit: OptionalInt = None
     """Hold out at most so many rows."""
     split: str = "train"
     """Split to read of a Hub data set."""
-    eval_split: str | None = None
+    eval_split: OptionalText = None
     """Split to read of --eval-data; as --split by default."""
     on_bad_row: str = "skip"
     """skip: leave out up to 1 % of rows and say so; drop: any number; error: stop at the first."""
@@ -43,15 +49,15 @@ class DpoConfig:
     max_length: int = 1024
     """Tokens of prompt and completion; longer prompts lose their start, longer completions are left out."""
 
-    loss: tuple[str, ...] = ("dpo",)
+    loss: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ("dpo",)
     """Objective, NAME[:WEIGHT][,OPTION=VALUE]; several are mixed. `sartor losses` lists them; or file.py:function."""
-    beta: float | None = None
+    beta: OptionalFloat = None
     """KL leash; higher stays closer to the reference. By default each objective's own, 0.1 for DPO."""
     wpo: bool = False
     """Weigh pairs by how likely the policy itself would write them (WPO, arXiv 2406.11827)."""
-    ld_alpha: float | None = None
+    ld_alpha: OptionalFloat = None
     """Weight of the tokens that one answer has beyond the other's length (LD-DPO, arXiv 2409.06411); 1 is none."""
-    learning_rate: float | None = None
+    learning_rate: OptionalFloat = None
     """Peak learning rate. Default by size: full 2e-5 to 0.5B, 5e-6 to 3B, 1e-6 above; LoRA 10 times that."""
     schedule: str = "cosine"
     """How the learning rate falls after warm-up: cosine, linear, or constant."""
@@ -63,7 +69,7 @@ class DpoConfig:
     """Clip the gradient's norm to this."""
     epochs: float = 1.0
     """Passes over the training data."""
-    max_steps: int | None = None
+    max_steps: OptionalInt = None
     """Stop after so many optimizer steps, whatever --epochs says."""
     batch_size: int = 8
     """Prompts per optimizer step (a ranking of K answers counts as one)."""
@@ -71,12 +77,12 @@ class DpoConfig:
     """Tokens per forward pass: bounds memory, never changes the result."""
     lora_r: int = 0
     """Rank of a LoRA adapter on all linear layers; 0 trains all weights."""
-    lora_alpha: int | None = None
+    lora_alpha: OptionalInt = None
     """LoRA scale; twice the rank by default."""
     dtype: str = "auto"
     """bfloat16, float32, or auto: bfloat16 where the hardware multiplies in it. Optimizer state is always fp32."""
 
-    eval_every: int | None = None
+    eval_every: OptionalInt = None
     """Steps between evaluations; by default four in all."""
     eval_prompts: int = 32
     """Held-out prompts to answer before and after, and to measure KL on. 0: none."""
@@ -86,7 +92,7 @@ class DpoConfig:
     """Length of these answers, in tokens."""
     temperature: float = 0.7
     """Temperature of these answers (KL is always measured at 1)."""
-    score: str | None = None
+    score: OptionalText = None
     """Scorer for the answers: a registered name (vader), or file.py:function with TRL's reward signature."""
     save_every: int = 100
     """Steps between checkpoints; the last one is kept."""
@@ -129,7 +135,7 @@ class SampleConfig:
     """Hub id, folder (a run's model/ too), .gguf file, or 'smollm2'."""
     prompts: str
     """Text file with one prompt a line, or data with a 'prompt' column (strings or role/content lists)."""
-    output: Path | None = None
+    output: OptionalPath = None
     """JSONL file to write (prompt, completions); by default they are shown."""
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 1
     """Samples per prompt."""
@@ -164,13 +170,13 @@ class SampleConfig:
 class LossesConfig:
     """The catalogue of objectives; with names, what each does, what it needs and what was measured of it."""
 
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
     """Losses to show in full: NAME[,OPTION=VALUE], or file.py:function; all in a table where none is named."""
     plot: bool = False
     """Draw loss and gradient weights over the margin."""
     output: Path = Path("losses.png")
     """Where to draw: .png, .svg or .pdf."""
-    beta: float | None = None
+    beta: OptionalFloat = None
     """β for all of them; by default each one's own."""
     reach: float = 40.0
     """Largest margin drawn, in nats."""
@@ -186,9 +192,9 @@ class DemoConfig:
 
     model: str = "smollm2"
     """Model to fit."""
-    data: str | None = None
+    data: OptionalText = None
     """Your own preferences instead of the built-in stand-in for a person."""
-    output: Path | None = None
+    output: OptionalPath = None
     """Run folder; by default runs/demo, or the next free number after a finished one."""
     seed: int = 0
     """Same seed, same machine, same result."""

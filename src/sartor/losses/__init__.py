@@ -1,1 +1,1 @@
-"""Objectives as pure functions. Each file is one family; a file imports torch and ``sartor.types`` only."""
+"""Objectives as pure functions. Each file is one family; a file imports torch, ``sartor.types`` and ``stable`` only."""

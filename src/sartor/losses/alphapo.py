@@ -4,13 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sartor.losses.stable import tangent_expm1
 from sartor.types import PairLogps
-
-
-def _expm1(x: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-    """e^x - 1 up to x = 20, its tangent beyond: finite, and with a gradient that still points the right way."""
-    low = x.clamp(max=20.0)
-    return low.expm1() + low.exp() * (x - low)
 
 
 def alphapo(pair: PairLogps, *, beta: float = 2.0, gamma: float = 1.0, alpha: float = 0.25) -> Float[Tensor, " pairs"]:
@@ -47,5 +42,5 @@ def alphapo(pair: PairLogps, *, beta: float = 2.0, gamma: float = 1.0, alpha: fl
     chosen = pair.policy_chosen / pair.chosen_length.clamp(min=1)
     rejected = pair.policy_rejected / pair.rejected_length.clamp(min=1)
     if alpha != 0:  # at 0 the limit is log p itself
-        chosen, rejected = -_expm1(-alpha * chosen) / alpha, -_expm1(-alpha * rejected) / alpha
+        chosen, rejected = -tangent_expm1(-alpha * chosen) / alpha, -tangent_expm1(-alpha * rejected) / alpha
     return -F.logsigmoid(beta * (chosen - rejected) - gamma)

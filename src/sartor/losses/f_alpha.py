@@ -4,13 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sartor.losses.stable import tangent_expm1
 from sartor.types import PairLogps
-
-
-def _expm1(x: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-    """e^x - 1 up to x = 20, its tangent beyond: finite, and with a gradient that still points the right way."""
-    low = x.clamp(max=20.0)
-    return low.expm1() + low.exp() * (x - low)
 
 
 def dpo_alpha(pair: PairLogps, *, beta: float = 0.1, alpha: float = 0.5) -> Float[Tensor, " pairs"]:
@@ -46,5 +41,5 @@ def dpo_alpha(pair: PairLogps, *, beta: float = 0.1, alpha: float = 0.5) -> Floa
     """
     if alpha == 0:  # the limit of f' is log u
         return -F.logsigmoid(beta * pair.margin)
-    score = (_expm1(-alpha * pair.rejected_logratio) - _expm1(-alpha * pair.chosen_logratio)) / alpha
+    score = (tangent_expm1(-alpha * pair.rejected_logratio) - tangent_expm1(-alpha * pair.chosen_logratio)) / alpha
     return -F.logsigmoid(beta * score)

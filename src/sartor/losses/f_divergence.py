@@ -4,13 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sartor.losses.stable import tangent_expm1
 from sartor.types import PairLogps
-
-
-def _expm1(x: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-    """e^x - 1 up to x = 20, its tangent beyond: finite, and with a gradient that still points the right way."""
-    low = x.clamp(max=20.0)
-    return low.expm1() + low.exp() * (x - low)
 
 
 def dpo_forward_kl(pair: PairLogps, *, beta: float = 0.1) -> Float[Tensor, " pairs"]:
@@ -43,7 +38,7 @@ def dpo_forward_kl(pair: PairLogps, *, beta: float = 0.1) -> Float[Tensor, " pai
         Wang et al., Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
         Constraints, 2023. https://arxiv.org/abs/2309.16240
     """
-    return -F.logsigmoid(beta * (_expm1(-pair.rejected_logratio) - _expm1(-pair.chosen_logratio)))
+    return -F.logsigmoid(beta * (tangent_expm1(-pair.rejected_logratio) - tangent_expm1(-pair.chosen_logratio)))
 
 
 def dpo_js(pair: PairLogps, *, beta: float = 0.1) -> Float[Tensor, " pairs"]:

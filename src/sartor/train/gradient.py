@@ -71,7 +71,8 @@ def accumulate(
         parts = [forward(group) for group in groups]
     leaves = TreeLogps.cat(parts).map(lambda tokens: tokens.detach().requires_grad_())
     loss = objective.total(leaves, units)
-    loss.backward()
+    if loss.requires_grad:
+        loss.backward()
     sizes = [len(part.policy) for part in parts]
     pulls = [_gradient(tokens).split(sizes) for tokens in (leaves.policy, leaves.kl)]
     for group, by_policy, by_kl in zip(groups, *pulls, strict=True):

@@ -1,10 +1,10 @@
 """CELL: the average of logistic and exponential loss."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sartor.losses.stable import tangent_exp
 from sartor.types import PairLogps
 
 
@@ -29,6 +29,7 @@ def cell(pair: PairLogps, *, beta: float = 0.05) -> Float[Tensor, " pairs"]:
         Loss per pair. exp(-z) continues as a straight line below z = -20; there the formula overflows.
 
     Examples:
+        >>> import torch
         >>> pair = PairLogps(*(torch.zeros(1) for _ in range(4)), *[torch.tensor([5])] * 2)
         >>> cell(pair)  # z = 0: (log 2 + 1) / 2
         tensor([0.8466])
@@ -38,5 +39,4 @@ def cell(pair: PairLogps, *, beta: float = 0.05) -> Float[Tensor, " pairs"]:
         appendix E.5. https://arxiv.org/abs/2406.08414
     """
     z = beta * pair.margin
-    capped = z.clamp(min=-20)
-    return 0.5 * F.softplus(-z) + 0.5 * torch.exp(-capped) * (1 + capped - z)  # eq. 26, first order below -20
+    return 0.5 * F.softplus(-z) + 0.5 * tangent_exp(-z)  # eq. 26

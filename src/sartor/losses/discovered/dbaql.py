@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sartor.losses.stable import tangent_exp
 from sartor.types import PairLogps
 
 
@@ -45,7 +46,4 @@ def dbaql(pair: PairLogps, *, beta: float = 0.05, tau: float = 0.05, variant: st
         raise ValueError(f"unknown variant {variant!r}; known: found, paper, released")
     z = beta * pair.margin
     spread = torch.var(pair.margin if variant == "found" else z / tau, unbiased=False)
-    exponent = -0.9 * z
-    capped = exponent.clamp(max=20)
-    exponential = torch.exp(capped) * (1 + exponent - capped)  # first order above 20
-    return torch.sigmoid(spread) * F.softplus(-z / 0.9) + torch.sigmoid(-spread) * exponential  # eq. 9
+    return torch.sigmoid(spread) * F.softplus(-z / 0.9) + torch.sigmoid(-spread) * tangent_exp(-0.9 * z)  # eq. 9

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sartor.losses.stable import tangent_exp
 from sartor.types import PairLogps
 
 
@@ -47,6 +48,4 @@ def lrml(pair: PairLogps, *, beta: float = 0.05, tau: float = 0.05, variant: str
         raise ValueError(f"unknown variant {variant!r}; known: found, paper, released")
     z = beta * pair.margin
     gate = pair.margin if variant == "found" else z / tau
-    exponent = F.logsigmoid(gate) - z
-    capped = exponent.clamp(max=20)
-    return torch.sigmoid(-gate) * F.softplus(-z) + torch.exp(capped) * (1 + exponent - capped)  # eq. 5
+    return torch.sigmoid(-gate) * F.softplus(-z) + tangent_exp(F.logsigmoid(gate) - z)  # eq. 5
