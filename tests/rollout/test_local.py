@@ -99,3 +99,65 @@ def test_sample_text_leaves_special_tokens_out(rng) -> None:
     assert isinstance(row[0], Sample)
     assert row[0].finished
     assert len(row[0].tokens) == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_long_and_short_prompts_that_end_at_different_times(name: str, rng) -> None:
+    """More samples than rows: rows are refilled, then dropped, and every answer stays what generate gives alone."""
+    model, lengths = tiny_model(name), (60, 2, 33, 1, 90, 4, 12, 3, 41, 7)
+    model.core.generation_config.eos_token_id = list(range(0, 90))
+    ids, done = prompts(rng, lengths), []
+    ours = sample(model, ids, 2, Sampling(24, temperature=0.0, batch_size=8), done.append)
+    assert sum(done) == 20
+    assert len({len(one.tokens) for row in ours for one in row}) > 1  # otherwise nothing was tested
+    model.core.set_attn_implementation(model.own_attention)
+    ends = sorted(model.end_tokens)
+    for prompt, row in zip(ids, ours, strict=True):
+        ask = torch.tensor([prompt])
+        whole = model.core.generate(ask, max_new_tokens=24, do_sample=False, eos_token_id=ends, pad_token_id=257)
+        assert [one.tokens for one in row] == [tuple(whole[0, len(prompt) :].tolist())] * 2
+
+
+def test_a_prompt_is_computed_once_and_the_cache_allocated_once(rng, monkeypatch) -> None:
+    from sartor.rollout import local
+
+    model, caches, places, prefilled = tiny_model(), [], set(), []
+
+    class Watched(local.KeyValueCache):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            caches.append(self)
+
+        def attend(self, layer, *args, **options):
+            places.add((layer, *(part.data_ptr() for part in self.layers[layer])))
+            return super().attend(layer, *args, **options)
+
+    class Counted(local.Prefill):
+        def __init__(self, prompts, rows, cache) -> None:
+            super().__init__(prompts, rows, cache)
+            prefilled.extend(prompts)
+
+    monkeypatch.setattr(local, "KeyValueCache", Watched)
+    monkeypatch.setattr(local, "Prefill", Counted)
+    model.core.generation_config.eos_token_id = list(range(0, 40))
+    ids = prompts(rng)
+    sample(model, ids, 4, Sampling(20, temperature=2.0, batch_size=20))
+    assert sorted(prefilled) == sorted(ids)
+    assert len(caches) == 1
+    assert len(places) == 2  # one pair of tensors for each of two layers, however many rows left
+
+
+def test_blockwise_inversion_is_plain_inversion() -> None:
+    from sartor.rollout.local import BLOCK, _invert
+
+    torch.manual_seed(0)
+    for words in (3, BLOCK, 2 * BLOCK + 276):
+        weights = torch.rand(400, words, dtype=torch.float64) * (torch.rand(400, words) < 0.3)
+        weights[:, -1] += 1e-9  # no row without weight
+        uniform = torch.rand(400, dtype=torch.float64)
+        sums = weights.cumsum(-1)
+        plain = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True)[:, 0]
+        assert torch.equal(_invert(weights, uniform), plain)
+        for u in (0.0, 1.0):
+            edge = _invert(weights.float(), torch.full((400,), u))
+            assert (weights.gather(1, edge[:, None]) > 0).all()

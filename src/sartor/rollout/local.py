@@ -1,12 +1,15 @@
 """The local sampler: batched decoding with a key-value cache, prompts computed once for all their samples.
 
-Prompts are prefilled packed flat, like trees without branches, and their keys and values copied into one row per
+Prompts are prefilled packed flat, like trees without branches, and their keys and values copied into one cache row per
 sample. A decoding step is again a flat batch: one token per row, each at its own position, so rows of unlike length
-need no padding on the left. Rows that ended leave the batch.
+need no padding on the left. A row whose sample ended takes the next one that waits; when none waits it leaves.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,14 +17,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig
 
-from sartor.data.trees import TokenIds, TokenTree, pack, split_by_budget
+from sartor.data.trees import TokenIds, TokenTree, split_by_budget
 from sartor.errors import UserError
-from sartor.model.forward import check, head_of, use_attention
+from sartor.machine import available_memory, resident_memory
+from sartor.model.forward import check, head_of, use_attention, use_lean_layers
 from sartor.model.load import LanguageModel
-from sartor.model.tree_attention import NAME, TreeAttention, masked_scores
+from sartor.model.tree_attention import NAME
+from sartor.rollout.cache import KeyValueCache, Prefill
+from sartor.rollout.packed import packed_weights
 
 PREFILL_TOKENS = 4096
+REFILL = 8  # waiting samples come in when an eighth of the rows is free: a few prompts at a time prefill slowly
+PACK_STEPS = 48  # laying out the weights costs as much as it saves in thirty steps
 TOP_P_WORDS = 1024  # candidates that top-p looks at first; sorting the whole vocabulary takes ten times as long
+BLOCK = 512  # words whose weights are summed together before one of them is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,85 +51,6 @@ class Sampling:
     top_p: float = 1.0
     batch_size: int = 64
     seed: int = 0
-
-
-class KeyValueCache:
-    """Keys and values of every layer for a batch of rows, in place; ``attend`` decodes one token per row."""
-
-    def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
-        self.rows, self.capacity = rows, capacity
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._bias: dict[int | None, Tensor] = {}
-
-    def fill(self, layer: int, row: slice, key: Tensor, value: Tensor) -> None:
-        """Copy the keys and values [kv_heads, L, d] of one prompt into its rows."""
-        if layer not in self.layers:
-            shape = (self.rows, key.shape[0], self.capacity)
-            self.layers[layer] = (key.new_zeros(*shape, key.shape[-1]), value.new_zeros(*shape, value.shape[-1]))
-        keys, values = self.layers[layer]
-        keys[row, :, : key.shape[1]] = key
-        values[row, :, : value.shape[1]] = value
-
-    def advance(self) -> None:
-        """Make room for one more token per row."""
-        self.lengths += 1
-        self._bias.clear()
-
-    def keep(self, index: Int[Tensor, " rows"]) -> None:
-        """Drop all rows but these."""
-        self.rows, self.lengths = len(index), self.lengths[index]
-        self.layers = {layer: (keys[index], values[index]) for layer, (keys, values) in self.layers.items()}
-        self._bias.clear()
-
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        window: int | None,
-        scaling: float,
-        softcap: float | None,
-    ) -> Tensor:
-        """One token per row against its own past; see :class:`sartor.model.tree_attention.Attends`."""
-        keys, values = self.layers[layer]
-        rows, kv_heads, width = self.rows, key.shape[1], value.shape[-1]
-        groups, longest = query.shape[1] // kv_heads, int(self.lengths.max())
-        row = torch.arange(rows, device=query.device)
-        keys[row, :, self.lengths - 1] = key[0].transpose(0, 1)
-        values[row, :, self.lengths - 1] = value[0].transpose(0, 1)
-        flat = query[0].transpose(0, 1).reshape(rows * kv_heads, groups, -1)
-        past = keys[:, :, :longest].reshape(rows * kv_heads, longest, -1)
-        bias = self._mask(window, longest, query.dtype)[:, None, None].expand(rows, kv_heads, groups, longest)
-        scores = masked_scores(flat, past, bias.reshape(rows * kv_heads, groups, longest), scaling, softcap)
-        mixed = torch.bmm(scores.softmax(-1), values[:, :, :longest].reshape(rows * kv_heads, longest, -1))
-        return mixed.view(1, rows, kv_heads * groups, width)
-
-    def _mask(self, window: int | None, longest: int, dtype: torch.dtype) -> Float[Tensor, "rows L"]:
-        if window not in self._bias:
-            place = torch.arange(longest, device=self.lengths.device)
-            seen = place < self.lengths[:, None]
-            if window is not None:
-                seen &= place >= self.lengths[:, None] - window
-            bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._bias[window] = bias.masked_fill_(~seen, float("-inf"))
-        return self._bias[window]
-
-
-class _Prefill(TreeAttention):
-    """Attention over packed prompts that keeps what each layer computed, one cache row per sample."""
-
-    def __init__(self, prompts: Sequence[TokenIds], rows: Sequence[slice], cache: KeyValueCache) -> None:
-        super().__init__(pack([TokenTree(prompt, ()) for prompt in prompts]).to(cache.lengths.device))
-        self.rows, self.cache = rows, cache
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        for row, bound in zip(self.rows, self.batch.bounds, strict=True):
-            prompt = slice(bound[0], bound[1])
-            self.cache.fill(layer, row, key[0, :, prompt], value[0, :, prompt])
-        return super().attend(layer, query, key, value, **options)
 
 
 @torch.no_grad()
@@ -147,83 +77,122 @@ def sample(
         )
     if model.shares_prompts is None:
         check(model, TokenTree(longest, (longest[-1:],)))
-    decode = _decode if model.shares_prompts else _generate
     uniform = torch.rand(
         len(prompts) * n, sampling.max_new_tokens, generator=torch.Generator().manual_seed(sampling.seed)
     )
-    results: list[list[Sample]] = [[] for _ in prompts]
-    ends = model.end_tokens
-    for group, copies in _waves(prompts, n, sampling.batch_size):
-        place = torch.cat([torch.arange(i * n + len(results[i]), i * n + len(results[i]) + copies) for i in group])
-        tokens = decode(model, [prompts[i] for i in group], copies, uniform[place], sampling, progress)
-        for row, ids in enumerate(tokens):
-            finished = bool(ids) and ids[-1] in ends
-            text = model.tokenizer.decode(ids, skip_special_tokens=True)
-            results[group[row // copies]].append(Sample(text, tuple(ids), finished))
-    return results
+    # Lean layers belong to the packed road; a lean LoRA layer goes past its base layer, which here may be packed.
+    use_lean_layers(model, bool(model.shares_prompts) and not model.is_adapted)
+    if model.shares_prompts:
+        steps = len(uniform) * sampling.max_new_tokens / sampling.batch_size
+        packs = steps >= PACK_STEPS and available_memory() - resident_memory() > 2 * sum(
+            p.nbytes for p in model.core.parameters()
+        )
+        with packed_weights(model.core, sampling.batch_size) if packs else nullcontext():
+            tokens = _Decoder(model, prompts, n, uniform, sampling, progress).run()
+    else:
+        tokens = _generate(model, prompts, n, uniform, sampling, progress)
+    ends, decode = model.end_tokens, model.tokenizer.decode
+    samples = [Sample(decode(ids, skip_special_tokens=True), tuple(ids), ids[-1] in ends) for ids in tokens]
+    return [samples[i : i + n] for i in range(0, len(samples), n)]
 
 
-def _waves(prompts: Sequence[TokenIds], n: int, batch_size: int) -> Iterator[tuple[list[int], int]]:
-    """Prompts of like length together, as many as fill a batch; more samples than a batch holds come in turns."""
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    copies = min(n, batch_size)
-    per_wave = max(1, batch_size // copies)
-    for start in range(0, len(order), per_wave):
-        for done in range(0, n, copies):
-            yield order[start : start + per_wave], min(copies, n - done)
+class _Decoder:
+    """Samples in the rows of a cache. A sample is known by its place: prompt·n + its number among the prompt's."""
 
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[TokenIds],
+        n: int,
+        uniform: Float[Tensor, "samples steps"],
+        sampling: Sampling,
+        progress: Callable[[int], None],
+    ) -> None:
+        use_attention(model, NAME)
+        self.model, self.prompts, self.n, self.sampling, self.progress = model, prompts, n, sampling, progress
+        self.uniform, self.head, self.ends = uniform.to(model.device), head_of(model), model.end_tokens
+        self.output = model.core.get_output_embeddings()
+        self.tokens: list[list[int]] = [[] for _ in uniform]
+        # Prompts of like length run together: a step attends as far back as its longest row.
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        self.waiting = deque(i * n + copy for i in order for copy in range(n))
+        self.rows: list[int | None] = [None] * min(sampling.batch_size, len(uniform))  # place of each row's sample
+        capacity = max(map(len, prompts)) + sampling.max_new_tokens
+        self.cache = KeyValueCache(len(self.rows), capacity, model.device)
+        self.chosen = torch.zeros(len(self.rows), dtype=torch.long, device=model.device)  # each row's newest token
 
-def _decode(
-    model: LanguageModel,
-    prompts: Sequence[TokenIds],
-    copies: int,
-    uniform: Float[Tensor, "rows steps"],
-    sampling: Sampling,
-    progress: Callable[[int], None],
-) -> list[list[int]]:
-    use_attention(model, NAME)
-    ends = torch.tensor(sorted(model.end_tokens), device=model.device)
-    head, uniform = head_of(model), uniform.to(model.device)
-    cache = KeyValueCache(len(uniform), max(map(len, prompts)) + sampling.max_new_tokens, model.device)
-    hidden = _prefill(model, prompts, copies, cache)
-    tokens: list[list[int]] = [[] for _ in range(len(uniform))]
-    alive = torch.arange(len(uniform), device=model.device)  # the output row of each cache row
-    running = torch.ones_like(alive, dtype=torch.bool)
-    for step in range(sampling.max_new_tokens):
-        chosen = choose(head.logits(hidden), uniform[alive, step], sampling.temperature, sampling.top_p)
-        for row, token in zip(alive[running].tolist(), chosen[running].tolist(), strict=True):
-            tokens[row].append(token)
-        ended = running & torch.isin(chosen, ends)
-        progress(int(ended.sum()))
-        running &= ~ended
-        if not running.any() or step + 1 == sampling.max_new_tokens:
-            break
-        if running.sum() <= 0.75 * len(running):  # moving the cache costs more than a few idle rows
-            index = running.nonzero()[:, 0]
-            cache.keep(index)
-            alive, chosen, running = alive[index], chosen[index], running[index]
-        cache.advance()
-        hidden = model.core.base_model(
-            input_ids=chosen[None], position_ids=cache.lengths[None] - 1, use_cache=False, attends=cache
+    def run(self) -> list[list[int]]:
+        """The tokens of every sample, by place."""
+        while True:
+            idle = [row for row, place in enumerate(self.rows) if place is None]
+            if self.waiting and len(idle) * REFILL >= len(self.rows):
+                self._admit(idle)
+            elif self.waiting or not idle:
+                self._step()
+            elif len(idle) < len(self.rows):
+                self._drop()
+            else:
+                return self.tokens
+
+    def _admit(self, idle: Sequence[int]) -> None:
+        """Prefill the prompts of the samples next in line, each once, and choose their first tokens."""
+        rows = idle[: len(self.waiting)]
+        for row in rows:
+            self.rows[row] = self.waiting.popleft()
+        shared = [list(group) for _, group in groupby(rows, key=lambda row: self._place(row) // self.n)]
+        prompts = [self.prompts[self._place(group[0]) // self.n] for group in shared]
+        for part in split_by_budget([len(prompt) for prompt in prompts], PREFILL_TOKENS):
+            into = [shared[i] for i in part]
+            attends = Prefill([prompts[i] for i in part], into, self.cache)
+            hidden = self._hidden(attends.batch.ids, attends.batch.positions, attends)
+            copies = torch.tensor([len(group) for group in into], device=self.model.device)
+            last = torch.tensor([bound[1] - 1 for bound in attends.batch.bounds], device=self.model.device)
+            self._choose(hidden[last.repeat_interleave(copies)], [row for group in into for row in group])
+
+    def _step(self) -> None:
+        """One more token in every row; those without a sample run along."""
+        self.cache.advance([place is not None for place in self.rows])
+        hidden = self._hidden(self.chosen, self.cache.positions, self.cache)
+        self._choose(hidden, range(len(self.rows)))
+
+    def _drop(self) -> None:
+        order = self.cache.keep([row for row, place in enumerate(self.rows) if place is not None])
+        self.rows, self.chosen = [self.rows[row] for row in order], self.chosen[order]
+
+    def _hidden(self, ids: Tensor, positions: Tensor, attends: Prefill | KeyValueCache) -> Float[Tensor, "T H"]:
+        return self.model.core.base_model(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            attention_mask=torch.ones_like(ids)[None],  # as in ``forward.packed_hidden``: nothing to look for
+            use_cache=False,
+            attends=attends,
         ).last_hidden_state[0]
-    progress(int(running.sum()))
-    return tokens
 
+    def _choose(self, hidden: Float[Tensor, "rows H"], rows: Sequence[int]) -> None:
+        """Choose these rows' next tokens; a row whose sample ended becomes idle."""
+        places = [self.rows[row] or 0 for row in rows]
+        uniform = self.uniform[places, [min(len(self.tokens[place]), self.uniform.shape[1] - 1) for place in places]]
+        chosen = choose(self._logits(hidden), uniform, self.sampling.temperature, self.sampling.top_p)
+        self.chosen[list(rows)] = chosen
+        ended = 0
+        for row, token in zip(rows, chosen.tolist(), strict=True):  # the step's one wait for the device
+            if self.rows[row] is None:
+                continue
+            tokens = self.tokens[self._place(row)]
+            tokens.append(token)
+            if token in self.ends or len(tokens) == self.sampling.max_new_tokens:
+                self.rows[row], ended = None, ended + 1
+                self.cache.idle(row)
+        self.progress(ended)
 
-def _prefill(model: LanguageModel, prompts: Sequence[TokenIds], copies: int, cache: KeyValueCache) -> Tensor:
-    """Fill the cache and return the last hidden state of each row's prompt, shape [rows, hidden]."""
-    last: list[Tensor | None] = [None] * len(prompts)
-    for group in split_by_budget([len(p) for p in prompts], PREFILL_TOKENS):
-        rows = [slice(i * copies, (i + 1) * copies) for i in group]
-        attends = _Prefill([prompts[i] for i in group], rows, cache)
-        batch = attends.batch
-        hidden = model.core.base_model(
-            input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False, attends=attends
-        ).last_hidden_state[0]
-        for i, row, bound in zip(group, rows, batch.bounds, strict=True):
-            cache.lengths[row] = len(prompts[i])
-            last[i] = hidden[bound[1] - 1]
-    return torch.stack([state for state in last if state is not None]).repeat_interleave(copies, 0)
+    def _logits(self, hidden: Tensor) -> Float[Tensor, "rows V"]:
+        """What ``Head.logits`` gives, by way of the model's own output layer, whose weights may be packed."""
+        return self.head.shaped(self.output(hidden))
+
+    def _place(self, row: int) -> int:
+        place = self.rows[row]
+        assert place is not None
+        return place
 
 
 def choose(
@@ -236,7 +205,7 @@ def choose(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probs = torch.softmax(logits / temperature, -1)
+    probs = torch.softmax(logits if temperature == 1 else logits / temperature, -1)
     if top_p >= 1:
         return _invert(probs, uniform)
     for words in (min(TOP_P_WORDS, probs.shape[-1]), probs.shape[-1]):
@@ -249,19 +218,37 @@ def choose(
 
 
 def _invert(weights: Float[Tensor, "rows V"], uniform: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-    cumulative = weights.cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    place = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    # Where rounding carries the target past the end, the last word with any weight is meant.
-    last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(-1)
-    return torch.minimum(place, last)
+    """The first word at which the running sum of the weights passes ``uniform`` of the whole.
+
+    First the block of words is looked for, then the word in it: a running sum over a whole vocabulary is slow.
+    """
+    words, blocks = weights.shape[-1], weights.shape[-1] // BLOCK
+    whole = weights[:, : blocks * BLOCK].unflatten(-1, (blocks, BLOCK)).sum(-1)
+    sums = torch.cat([whole, weights[:, blocks * BLOCK :].sum(-1, keepdim=True)], -1)
+    block, rest = _passing(sums, uniform * sums.sum(-1))
+    index = block[:, None] * BLOCK + torch.arange(BLOCK, device=weights.device)
+    inside = weights.gather(1, index.clamp_max(words - 1)) * (index < words)
+    return block * BLOCK + _passing(inside, rest)[0]
+
+
+def _passing(
+    weights: Float[Tensor, "rows W"], target: Float[Tensor, " rows"]
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """Where the running sum passes the target, and how much of the target is left there."""
+    sums = weights.cumsum(-1)
+    place = torch.searchsorted(sums, target[:, None], right=True)
+    # Where rounding carries the target past the end, the last one with any weight is meant.
+    last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(-1, keepdim=True)
+    place = torch.minimum(place, last)
+    before = sums.gather(1, place) - weights.gather(1, place)
+    return place[:, 0], (target - before[:, 0]).clamp_min(0)
 
 
 def _generate(
     model: LanguageModel,
     prompts: Sequence[TokenIds],
-    copies: int,
-    uniform: Float[Tensor, "rows steps"],
+    n: int,
+    uniform: Float[Tensor, "samples steps"],
     sampling: Sampling,
     progress: Callable[[int], None],
 ) -> list[list[int]]:
@@ -277,9 +264,10 @@ def _generate(
     settings = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(ends), pad_token_id=min(ends), **options
     )
-    for i, prompt in enumerate(prompts):
+    for place in [i * n + done for i in range(len(prompts)) for done in range(0, n, sampling.batch_size)]:
+        prompt, copies = prompts[place // n], min(sampling.batch_size, n - place % n)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(uniform[i * copies, 0] * 2**31))
+            torch.manual_seed(int(uniform[place, 0] * 2**31))
             ids = torch.tensor([prompt] * copies, device=model.device)
             rows = model.core.generate(
                 input_ids=ids,
