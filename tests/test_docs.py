@@ -30,6 +30,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     judged = [{"prompt": f"Name {i}. ", "completion": f"A{i} yes", "label": i % 2 == 0} for i in range(12)]
     (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "prompts.txt").write_text("Name a colour.\nName a fruit.\n")
     for page in PAGES:
         for block in blocks(page, "python") + blocks(page, "yaml"):
@@ -38,12 +39,15 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_tour_runs(workplace: Path) -> None:
-    source = "\n".join(blocks(ROOT / "docs" / "tour.md", "python"))
+@pytest.mark.parametrize(
+    ("page", "says"), [("tour.md", "2 rows of comparisons"), ("performance.md", r"\d+ MFLOP, of which head \d+%")]
+)
+def test_code_of_pages_runs(page: str, says: str, workplace: Path) -> None:
+    source = "\n".join(blocks(ROOT / "docs" / page, "python"))
     paths = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
     done = subprocess.run([sys.executable, "-c", paths + source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "2 rows of comparisons" in done.stdout
+    assert re.search(says, done.stdout)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -88,7 +92,7 @@ def test_options_that_pages_name_exist(page: Path) -> None:
 
 
 def test_every_verb_is_on_the_first_screen() -> None:
-    assert re.findall(r"^  sartor (\w+)", HELP, re.MULTILINE) == ["demo", "dpo", "losses", "sample"]
+    assert re.findall(r"^  sartor (\w+)", HELP, re.MULTILINE) == ["demo", "dpo", "plan", "losses", "sample"]
 
 
 def test_the_pages_of_the_losses_are_up_to_date(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ LAYERS = [
     {"data", "losses"},
     {"model"},
     {"rollout", "rewards", "objectives"},
-    {"evaluate", "report"},
+    {"evaluate", "plan", "report"},
     {"train"},
     {"demo"},
     {"cli"},

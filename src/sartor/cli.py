@@ -16,17 +16,26 @@ from typing import Any
 import tyro
 
 from sartor import __version__
-from sartor.config import DemoConfig, DpoConfig, LossesConfig, SampleConfig, from_yaml
+from sartor.config import DemoConfig, DpoConfig, LossesConfig, PlanConfig, SampleConfig, from_yaml
 from sartor.errors import UserError, unknown
 
 HELP = f"""sartor {__version__}: alignment of language models, made to measure
 
   sartor demo      the whole road in ten minutes: a real model before and after it was fitted to preferences
   sartor dpo       fit a model to your comparisons or rankings, with evidence
+  sartor plan      what a run would take: time, memory, FLOPs, without weights or device
   sartor losses    the catalogue of objectives: formulas, needs, shapes, and what yours is like
   sartor sample    answer prompts with a model
 
 Each verb has its own --help, takes --config FILE.yaml with the same names, and --debug for a traceback.
+"""
+
+PLAN_HELP = """sartor plan VERB OPTIONS: what a run would take, before it runs
+
+  sartor plan dpo --model M --data D [any option of dpo]     on this machine, timed for a few seconds
+  sartor plan dpo --model FOLDER --device h100               from a config.json alone, for a device that is not here
+
+The verb's own options mean what they mean there; `sartor plan dpo --help` shows them all.
 """
 
 # What these options are called in TRL and transformers.
@@ -35,6 +44,7 @@ KNOWN_ELSEWHERE = {
     "num-train-epochs": "epochs",
     "per-device-train-batch-size": "batch-size",
     "gradient-accumulation-steps": "token-budget",
+    "gradient-checkpointing": "checkpointing always",
     "model-name-or-path": "model",
     "dataset-name": "data",
     "output-dir": "output",
@@ -101,6 +111,7 @@ def _run(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
         "demo": _demo,
         "dpo": _dpo,
+        "plan": _plan,
         "losses": _losses,
         "sample": _sample,
     }
@@ -125,6 +136,22 @@ def _dpo(arguments: list[str]) -> None:
     from sartor.train.dpo import train_dpo
 
     print(train_dpo(config, command=_command("dpo", arguments)).closing_lines())
+
+
+def _plan(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(PLAN_HELP, end="")
+        return
+    if arguments[0] != "dpo":
+        raise unknown("verb to plan", arguments[0], ["dpo"])
+    config = parse("plan dpo", PlanConfig, arguments[1:])
+    from sartor.plan.words import table, warning
+    from sartor.train.forecast import plan_dpo
+
+    found = plan_dpo(config)
+    print(table(found))
+    if found_wanting := warning(found):
+        print(f"\n{found_wanting}")
 
 
 def _losses(arguments: list[str]) -> None:

@@ -81,6 +81,8 @@ class DpoConfig:
     """LoRA scale; twice the rank by default."""
     dtype: str = "auto"
     """bfloat16, float32, or auto: bfloat16 where the hardware multiplies in it. Optimizer state is always fp32."""
+    checkpointing: str = "auto"
+    """Layers to run again in the backward pass, to save memory: always all, never any, auto: as many as must be."""
 
     eval_every: OptionalInt = None
     """Steps between evaluations; by default four in all."""
@@ -120,11 +122,37 @@ class DpoConfig:
         _choose("as_chat", self.as_chat, ("auto", "always", "never"))
         _choose("dtype", self.dtype, ("auto", "bfloat16", "float32"))
         _choose("on_bad_row", self.on_bad_row, ("skip", "error", "drop"))
+        _choose("checkpointing", self.checkpointing, ("auto", "always", "never"))
         _require(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "between 0 and 1")
         _require(0 <= self.warmup_ratio < 1, "warmup_ratio", self.warmup_ratio, "at least 0 and below 1")
         _require(self.lora_r >= 0, "lora_r", self.lora_r, "0 (full training) or a rank")
         _require(self.ld_alpha is None or 0 <= self.ld_alpha <= 1, "ld_alpha", self.ld_alpha, "between 0 and 1")
         _require(self.eval_prompts >= 0, "eval_prompts", self.eval_prompts, "0 or more")
+
+
+@dataclass(kw_only=True)
+class PlanConfig(DpoConfig):
+    """What `sartor dpo` with the same options would take: time, memory, FLOPs; without weights, without the device."""
+
+    model: str
+    """As for dpo; a folder with nothing but a config.json will do."""
+    data: str = ""
+    """As for dpo; without it, --rows pairs of --prompt-tokens and twice --answer-tokens are assumed."""
+    output: Path = Path()
+    """Not written."""
+    device: str = "here"
+    """here: this machine, timed for a few seconds; or one of the table: h100, a100, l4, rtx4090 ..."""
+    rows: int = 10_000
+    """Pairs, where there is no --data."""
+    prompt_tokens: int = 200
+    """Tokens of a prompt, where there is no --data."""
+    answer_tokens: int = 200
+    """Tokens of an answer, where there is no --data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rows", "prompt_tokens", "answer_tokens"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
 
 
 @dataclass(kw_only=True)

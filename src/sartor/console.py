@@ -1,5 +1,6 @@
 """What the user reads while a command runs: plain lines, and a bar with the time left for anything slow."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,21 @@ def _exclusive() -> Iterator[None]:
 def say(line: str) -> None:
     """One line for the user."""
     console.print(line, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(8.25), duration(372), duration(3599.7), duration(9000), duration(200_000)
+    ('8.2 s', '6 min 12 s', '1 h 0 min', '2 h 30 min', '2 d 8 h')
+    """
+    if not math.isfinite(seconds):
+        return "n/a"
+    for unit, size, part, below in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds / below >= size // below - 0.5:  # what rounds up to a whole one is one
+            whole, rest = divmod(round(seconds / below), size // below)
+            return f"{whole} {unit} {rest} {part}"
+    return f"{seconds:.1f} s"
 
 
 @contextmanager

@@ -6,24 +6,28 @@ of the DPO paper, arXiv 2305.18290, section 6.1). DPO learns from the rankings, 
 never trained on. Every part is what ``sartor sample`` and ``sartor dpo`` do on your own data.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sartor.config import DemoConfig, DpoConfig
 from sartor.console import progress, say
 from sartor.data.chat import as_conversation, encode_prompts
+from sartor.data.trees import TokenTree
 from sartor.evaluate.answers import answer
-from sartor.machine import keep_freed_memory
-from sartor.model.load import load, pick_device, pick_dtype
+from sartor.machine import available_memory, keep_freed_memory, resident_memory
+from sartor.model.load import load, load_shape
+from sartor.objectives.specs import parse_objective
+from sartor.plan.forecast import Place, forecast
+from sartor.plan.shape import Shape
 from sartor.rewards.vader import vader
 from sartor.rollout.local import Sampling
 from sartor.train.dpo import BEFORE_THE_RUN, train_dpo
+from sartor.train.forecast import workload
+from sartor.train.preferences import Preferences
 from sartor.train.run import RunFolder
 from sartor.train.stopwatch import Stopwatch
 from sartor.types import Text
@@ -32,9 +36,7 @@ ANSWERS = 4  # to each prompt: InstructGPT had people rank 4 to 9
 TOKENS = 48
 TEMPERATURE = 0.7
 EPOCHS = 1  # a second one wins more by VADER, but the answers drift from their prompts (docs/log.md, 2026-11-21)
-# What no faster matrix product would save, and the matrix products: a guess that fits the one machine it was seen on,
-# two cores without AMX (6 minutes said, 6.2 taken). A forecast from the model's own shapes takes its place later.
-FIXED_SECONDS, FLOPS = 120, 1e14
+PROMPT_TOKENS = 60  # a built-in prompt in its template, about
 
 
 def run_demo(config: DemoConfig, command: str = "") -> RunFolder:
@@ -61,11 +63,6 @@ def run_demo(config: DemoConfig, command: str = "") -> RunFolder:
             max_new_tokens=TOKENS,
         )
     else:
-        say(
-            f"{config.model} answers {len(_prompts('train'))} prompts, the lexicon VADER ranks them in place of a "
-            f"person, DPO learns from that,\nand {len(_prompts('eval'))} other prompts show what changed: about "
-            f"{minutes()} minutes on this machine."
-        )
         dpo = DpoConfig(
             model=config.model,
             data=str(run.path / "rankings.jsonl"),
@@ -80,6 +77,11 @@ def run_demo(config: DemoConfig, command: str = "") -> RunFolder:
             temperature=TEMPERATURE,
             score="vader",
         )
+        say(
+            f"{config.model} answers {len(_prompts('train'))} prompts, the lexicon VADER ranks them in place of a "
+            f"person, DPO learns from that,\nand {len(_prompts('eval'))} other prompts show what changed."
+        )
+        say(f"plan    {minutes(dpo)}")
     dpo.resume = run.exists
     run.check(dpo, allowed=BEFORE_THE_RUN)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -136,16 +138,22 @@ def _kind(config: DemoConfig) -> dict[str, Any]:
     return {"model": config.model, "data": config.data, "seed": config.seed}
 
 
-def minutes() -> int:
-    """How long the demo takes on this machine, from the speed of one matrix product of the model's own shape."""
-    dtype = pick_dtype("auto", pick_device())
-    rows, weight = torch.randn(2048, 576).to(dtype), torch.randn(1536, 576).to(dtype)
-    best = min(_seconds(lambda: rows @ weight.T) for _ in range(8))
-    flops_per_second = 2 * rows.numel() * len(weight) / best
-    return max(1, round((FIXED_SECONDS + FLOPS / flops_per_second) / 60))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def minutes(config: DpoConfig) -> str:
+    """How long the demo takes on this machine: a few seconds of its own work, times how much of that there is."""
+    model, objective = load_shape(config.model), parse_objective(config.loss)
+    tree = TokenTree((0,) * PROMPT_TOKENS, ((0,) * TOKENS,) * ANSWERS, tuple(range(ANSWERS)))
+    parts = {part: Preferences([tree] * len(_prompts(part)), [*_prompts(part)], []) for part in ("train", "eval")}
+    trees = [tree for part in parts.values() for tree in part.trees]
+    work = workload(config, objective, parts["train"], parts["eval"], trees)
+    assert work.sampled is not None
+    collected = work.sampled.answers + ANSWERS * len(trees)
+    work = replace(work, sampled=replace(work.sampled, answers=collected))
+    place = Place(None, resident_memory(), available_memory())
+    found = forecast(
+        lambda rank: Shape(model.core.config, model.core.dtype, rank, model.device.type == "cuda"),
+        0,
+        work,
+        place,
+        tokenizer=model.tokenizer,
+    )
+    return f"about {max(1, round(found.seconds / 60))} minutes on this machine" if found.stages else found.basis

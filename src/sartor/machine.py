@@ -1,8 +1,10 @@
 """The machine: what the numbers of a run were seen on, and how its memory is kept."""
 
 import ctypes
+import os
 import platform
 import resource
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +21,38 @@ def peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def available_memory() -> int:
+    """Bytes that this process may come to hold on its device, what it holds now included."""
+    if torch.cuda.is_available():
+        free, _total = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved()
+    found = [os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()]
+    with suppress(OSError):
+        info = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(info["MemAvailable"].split()[0]) * 1024 + resident_memory())
+    return min([*found, *_container_limits()])
+
+
+def _container_limits() -> Iterator[int]:
+    """What a container's own limit leaves, by cgroup version 2 or 1; files that it keeps in memory can go."""
+    group = Path("/sys/fs/cgroup")
+    for folder, limit, used, idle in (
+        (group, "memory.max", "memory.current", "inactive_file"),
+        (group / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError, KeyError):
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            most, taken = (int((folder / name).read_text()) for name in (limit, used))
+            yield most - taken + int(statistics[idle]) + resident_memory()
 
 
 def keep_freed_memory() -> None:

@@ -95,6 +95,45 @@ def test_micro_batches_do_not_change_the_step(config: DpoConfig, model: str, tmp
     assert norms[2] == pytest.approx(norms[0], rel=1e-4)
 
 
+def test_checkpointing_changes_memory_and_nothing_else(config: DpoConfig, tmp_path: Path) -> None:
+    config = replace(config, max_steps=3, eval_prompts=0)
+    kept, again = (
+        train_dpo(replace(config, checkpointing=choice, output=tmp_path / choice)).path
+        for choice in ("never", "always")
+    )
+    assert json.loads((again / "forecast.json").read_text())["checkpointed_layers"] == 2
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(kept).items())
+
+
+def test_a_run_says_what_it_will_take_and_at_last_what_it_took(
+    config: DpoConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_dpo(replace(config, max_steps=3))
+    said = [line.split()[0] for line in capsys.readouterr().err.splitlines() if line and not line.startswith(" ")]
+    assert said.index("plan") < said.index("train")
+    told = json.loads((run.path / "forecast.json").read_text())
+    assert told == json.loads((run.path / "summary.json").read_text())["forecast"]
+    assert sum(told["stages"].values()) == pytest.approx(told["seconds"], abs=1)
+    assert f"(forecast {told['peak_memory_gib']:.1f})" in run.closing_lines()
+    assert "Said before the run" in (run.path / "report.html").read_text()
+
+
+def test_a_shape_that_cannot_be_forecast_trains_all_the_same(
+    config: DpoConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no meta kernel")
+
+    monkeypatch.setattr("sartor.plan.shape.trace", fails)
+    monkeypatch.setattr("sartor.train.dpo.checkpoint_layers", lambda model, count: asked.append(count))
+    asked: list[int] = []
+    run = train_dpo(replace(config, max_steps=1, eval_prompts=0, checkpointing="always"))
+    assert asked == [2]  # what was asked for needs no forecast
+    assert "no forecast: " in capsys.readouterr().err
+    assert run.finished
+    assert "(forecast" not in run.closing_lines()
+
+
 def test_rankings_train_as_one_tree(config: DpoConfig, tmp_path: Path) -> None:
     """A ranking of three weighs as its three pairs: the first step's loss and gradient are those of the pairs."""
     ranked = {"prompt": "Say hi: ", "completions": ["HELLO", "Hello", "no"], "ranks": [1, 2, 3]}

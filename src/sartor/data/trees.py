@@ -91,7 +91,8 @@ class TreeBatch:
     def to(self, device: torch.device | str) -> "TreeBatch":
         """The same batch with its tensors on ``device``."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        values |= {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        values |= {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
         return TreeBatch(**values)
 
     @cached_property
@@ -99,7 +100,7 @@ class TreeBatch:
         """Which branch of its tree each flat token belongs to: 0 is the prompt, k the k-th branch."""
         runs = [np.diff(b) for b in self.bounds]
         numbers = [np.repeat(np.arange(len(run)), run) for run in runs]
-        return torch.from_numpy(np.concatenate(numbers)).to(self.ids.device)
+        return torch.from_numpy(np.concatenate(numbers)).to(self.ids.device, non_blocking=True)
 
 
 def pack(trees: Sequence[TokenTree]) -> TreeBatch:

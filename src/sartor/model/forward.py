@@ -6,6 +6,7 @@ causal language model. :func:`check` compares them on a real tree and decides; m
 sinks or unknown heads take the plain road.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sartor.data.trees import TokenTree, TreeBatch, pack
+from sartor.model.lean import lean_forwards
 from sartor.model.load import LanguageModel
 from sartor.model.logprobs import CHUNK, Head, Logits, chunked_certainty, chunked_kl, chunked_logps
-from sartor.model.tree_attention import NAME, TreeAttention
+from sartor.model.tree_attention import NAME, Attends
+from sartor.model.varlen import attention_for
 
-# Largest and mean difference per token, in nats, that rounding alone explains (measured: docs/log.md, 2026-11-21).
-TOLERANCE = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (1.0, 0.12)}
+# What rounding alone explains (measured: docs/log.md, 2026-11-21): largest and mean difference per token, in nats, and
+# the share of the gradient's norm.
+TOLERANCE = {torch.float32: (1e-3, 1e-4, 1e-3), torch.bfloat16: (1.0, 0.12, 0.25)}
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -74,24 +78,37 @@ def _logps(rows: Tensor, head: Head | Logits, batch: TreeBatch) -> Tensor:
     return torch.cat([head.logits(row).log_softmax(-1).gather(1, to[:, None])[:, 0] for row, to in chunks])
 
 
-def packed_logps(model: LanguageModel, batch: TreeBatch) -> Float[Tensor, " N"]:
-    """Log-probs by the packed road, whatever was decided."""
-    return _logps(*packed_rows(model, batch), batch)
+def packed_logps(model: LanguageModel, batch: TreeBatch, attends: Attends | None = None) -> Float[Tensor, " N"]:
+    """Log-probs by the packed road, whatever was decided; by another attention than the device's own on demand."""
+    return _logps(*packed_rows(model, batch, attends), batch)
 
 
-def packed_rows(model: LanguageModel, batch: TreeBatch) -> tuple[Float[Tensor, "N H"], Head]:
+def packed_rows(
+    model: LanguageModel, batch: TreeBatch, attends: Attends | None = None
+) -> tuple[Float[Tensor, "N H"], Head]:
     """The packed road: every linear layer runs once per token, the head once per completion token."""
-    use_attention(model, NAME)
-    hidden = model.core.base_model(
-        input_ids=batch.ids[None], position_ids=batch.positions[None], use_cache=False, attends=TreeAttention(batch)
-    ).last_hidden_state[0]
     # index_select and not indexing: its backward adds in a fixed order where branches share a prompt's last row.
-    return hidden.index_select(0, batch.source), head_of(model)
+    return packed_hidden(model, batch, attends).index_select(0, batch.source), head_of(model)
+
+
+def packed_hidden(model: LanguageModel, batch: TreeBatch, attends: Attends | None = None) -> Float[Tensor, "T H"]:
+    """The body's last hidden states of all trees, flat; each branch sees its prompt and itself."""
+    use_attention(model, NAME)
+    use_lean_layers(model, True)
+    return model.core.base_model(
+        input_ids=batch.ids[None],
+        position_ids=batch.positions[None],
+        # Says nothing; without it transformers looks for packed sequences, and waits for the device to see them.
+        attention_mask=torch.ones_like(batch.ids)[None],
+        use_cache=False,
+        attends=attends or attention_for(batch, model.core),
+    ).last_hidden_state.squeeze(0)
 
 
 def plain_rows(model: LanguageModel, batch: TreeBatch) -> tuple[Float[Tensor, "N V"], Logits]:
     """The plain road: one right-padded row per branch, the prompt computed once for each, the model's own logits."""
     use_attention(model, model.own_attention)
+    use_lean_layers(model, False)
     rows = [tree.prompt + branch for tree in batch.trees for branch in tree.branches]
     starts = [max(1, len(tree.prompt)) for tree in batch.trees for _ in tree.branches]
     width = max(map(len, rows))
@@ -110,31 +127,64 @@ def head_of(model: LanguageModel) -> Head:
     return Head(layer.weight, getattr(layer, "bias", None), scale, softcap)
 
 
-@torch.no_grad()
 def check(model: LanguageModel, tree: TokenTree) -> str | None:
-    """Decide ``model.shares_prompts`` by running ``tree`` down both roads; returns why not, or None.
+    """Decide ``model.shares_prompts`` by running ``tree`` down both roads, forward and back; returns why not, or None.
 
     The tree must have a scored token. Which tree is used matters for layers with a window: callers pass the longest.
+    The gradient that is compared is the one by the embedded tokens: it goes back through every layer, and costs no
+    room for gradients by the weights.
     """
-    reason = _unsuited(model)
+    reason = unsuited(model)
     if reason is None:
         batch = pack([tree]).to(model.device)
         try:
-            packed = packed_logps(model, batch)
+            packed, pulled = _down(model, batch, packed_logps)
         except torch.OutOfMemoryError:
             raise
-        except (NotImplementedError, TypeError, AttributeError, RuntimeError) as error:
+        except (NotImplementedError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             reason = str(error).split("\n")[0]
         else:
-            gap = (packed - _logps(*plain_rows(model, batch), batch)).abs()
-            largest, mean = TOLERANCE[model.core.dtype]
+            plain, expected = _down(model, batch, lambda model, batch: _logps(*plain_rows(model, batch), batch))
+            gap = (packed - plain).abs()
+            largest, mean, slope = TOLERANCE[model.core.dtype]
             if not (gap.max() <= largest and gap.mean() <= mean):  # a NaN is a failure too
                 reason = f"packed and plain log-probs differ by up to {gap.max():.2g} nats"
+            elif not (pulled - _folded(expected, tree)).norm() <= slope * pulled.norm():
+                reason = "packed and plain gradients differ"
     model.shares_prompts = reason is None
     return reason
 
 
-def _unsuited(model: LanguageModel) -> str | None:
+def _down(
+    model: LanguageModel, batch: TreeBatch, road: Callable[[LanguageModel, TreeBatch], Tensor]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, "rows columns H"]]:
+    """Log-probs down one road, and the gradient of a weighted sum of them by the embedded tokens, fp32."""
+    embedded: list[Tensor] = []
+
+    def leaf(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    handle = model.core.get_input_embeddings().register_forward_hook(leaf)
+    try:
+        with torch.enable_grad():
+            logps = road(model, batch)
+            weighted = logps @ torch.linspace(-1, 2, len(logps), device=logps.device)
+            gradient = torch.autograd.grad(weighted, embedded)[0]
+    finally:
+        handle.remove()
+    return logps.detach(), gradient.float()
+
+
+def _folded(rows: Float[Tensor, "S width H"], tree: TokenTree) -> Float[Tensor, "1 T H"]:
+    """Gradients of a tree's padded rows in the order of its packed tokens: those of the repeated prompt add up."""
+    prompt = len(tree.prompt)
+    ends = [prompt + len(branch) for branch in tree.branches]
+    parts = [rows[:, :prompt].sum(0), *(row[prompt:end] for row, end in zip(rows, ends, strict=True))]
+    return torch.cat(parts)[None]
+
+
+def unsuited(model: LanguageModel) -> str | None:
     """What the configuration alone rules out, however well a short check goes."""
     config = model.core.config.get_text_config()
     others = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS
@@ -143,7 +193,7 @@ def _unsuited(model: LanguageModel) -> str | None:
     if not model.core._can_set_attn_implementation():
         return "its attention cannot be replaced from outside"
     head: Any = model.core.get_output_embeddings()
-    if not isinstance(getattr(head, "weight", None), Tensor):
+    if head is not None and not isinstance(getattr(head, "weight", None), Tensor):
         return "its output layer is no plain matrix"
     return None
 
@@ -152,3 +202,12 @@ def use_attention(model: LanguageModel, name: str) -> None:
     """Switch every layer's attention function, where this model lets it be switched."""
     if model.core.config._attn_implementation != name and model.core._can_set_attn_implementation():
         model.core.set_attn_implementation(name)
+
+
+def use_lean_layers(model: LanguageModel, lean: bool) -> None:
+    """Switch every layer that has a leaner form (``sartor.model.lean``) to it, or back to its own."""
+    for module, forward in lean_forwards(model.network).items():
+        if lean:
+            module.forward = forward  # on the instance, in front of the class's own
+        else:
+            vars(module).pop("forward", None)

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from sartor.data.chat import end_of_turn, plain_template
@@ -147,11 +147,40 @@ def load(
     tokenizer.chat_template = tokenizer.chat_template or plain_template(tokenizer)
     needs_base = is_adapter or path.suffix == ".gguf"
     if lora_r:
-        network = _adapt(network, lora_r, 2 * lora_r if lora_alpha is None else lora_alpha, seed)
+        network = adapt(network, lora_r, 2 * lora_r if lora_alpha is None else lora_alpha, seed)
         if not Path(name).exists() and name != "smollm2":
             network.peft_config["default"].base_model_name_or_path = name  # the Hub id, not this disk's copy
     network = network.to(pick_device()).eval()
     return LanguageModel(network, tokenizer, name, path, needs_base=needs_base, has_template=has_template)
+
+
+def load_shape(name: str, dtype: str = "auto") -> LanguageModel:
+    """A model without its weights: what plans are made of. A folder needs its ``config.json`` only.
+
+    The network is on the meta device; the tokenizer is None where no file has one.
+
+    Raises:
+        UserError: nothing of that name, or a configuration of no causal language model.
+    """
+    path = resolve(name, _convert, weights=False)
+    if (path / "adapter_config.json").is_file():
+        return load_shape(str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path), dtype)
+    source, file = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
+    try:
+        with _quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(source, local_files_only=True, **file)
+            network: Any = AutoModelForCausalLM.from_config(config, dtype=pick_dtype(dtype, pick_device()))
+    except UNLOADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model {name!r}: {path} has no configuration of a causal language model: {reason}") from error
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, **file)
+    except UNLOADABLE:
+        return LanguageModel(network, None, name, path)
+    has_template = bool(tokenizer.chat_template)
+    tokenizer.chat_template = tokenizer.chat_template or plain_template(tokenizer)
+    return LanguageModel(network, tokenizer, name, path, has_template=has_template)
 
 
 def _plain(path: Path, dtype: str) -> tuple[Any, Any]:
@@ -177,7 +206,8 @@ def _merged(path: Path, dtype: str) -> tuple[Any, Any]:
     return network, AutoTokenizer.from_pretrained(path, local_files_only=True) if own else base.tokenizer
 
 
-def _adapt(network: Any, r: int, alpha: int, seed: int) -> Any:
+def adapt(network: Any, r: int, alpha: int, seed: int) -> Any:
+    """A network with a fresh LoRA adapter on all linear layers but the head, its own weights frozen."""
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

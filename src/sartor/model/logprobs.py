@@ -8,6 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sartor.model.triton_logprobs import available, d_logits_, logsumexp_and_target
+
+KEPT = 2**28  # bytes of logits kept for the backward pass, where so few are enough; more are computed again
 CHUNK = 512  # rows projected to the vocabulary at a time: 100 MB of fp32 logits at 49k words
 
 
@@ -25,7 +28,15 @@ class Head:
 
     def logits(self, hidden: Float[Tensor, "n H"]) -> Float[Tensor, "n V"]:
         """fp32 logits of a chunk of rows; the product itself runs in the weights' precision."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        return self.shaped(self.product(hidden))
+
+    def product(self, hidden: Float[Tensor, "n H"]) -> Float[Tensor, "n V"]:
+        """h·Wᵀ + b in the weights' precision, before scale and cap."""
+        return torch.nn.functional.linear(hidden, self.weight, self.bias)
+
+    def shaped(self, product: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
+        """fp32 logits of the product."""
+        logits = product.float()
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -41,54 +52,96 @@ class Logits:
 
 
 class _ChunkedLogProb(torch.autograd.Function):
-    """log softmax(logits)[target] with the logits recomputed in the backward pass, ``CHUNK`` rows at a time."""
+    """log softmax(logits)[target], ``CHUNK`` rows of logits at a time.
+
+    A trained head needs the logits again in the backward pass, where the gradient by each log-prob is known: few are
+    kept, many computed again. A frozen one (LoRA) does not: ∂ log p / ∂ hidden = (onehot(target) - softmax)·W is the
+    same whatever the loss, so the forward pass leaves it, [N, H], and the backward pass only scales it. That saves one
+    of three products with the head.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: Head) -> Tensor:
         logp = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         log_z = torch.empty_like(logp)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        slope = torch.empty_like(hidden) if needs_hidden and not (needs_weight or needs_bias) else None
+        keeps = slope is None and needs_hidden and len(hidden) * weight[:, 0].nbytes <= KEPT
+        products: list[Tensor] = []
         for i in range(0, len(hidden), CHUNK):
             rows = slice(i, i + CHUNK)
-            logits = head.logits(hidden[rows])
-            log_z[rows] = torch.logsumexp(logits, -1)
-            logp[rows] = logits.gather(1, target[rows, None])[:, 0] - log_z[rows]
-        ctx.save_for_backward(hidden, weight, bias, target, log_z)
-        ctx.scale, ctx.softcap = head.scale, head.softcap
+            product = head.product(hidden[rows])
+            products += [product] * keeps
+            logits = _readable(product, head)
+            log_z[rows], chosen = _log_z_and_chosen(logits, target[rows], head)
+            logp[rows] = chosen - log_z[rows]
+            if slope is not None:
+                d_logits = _d_logits(logits, log_z[rows], target[rows], None, head)
+                torch.mm(d_logits.to(hidden.dtype), weight, out=slope[rows])
+        ctx.products = products
+        ctx.head = Head(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap)
+        ctx.save_for_backward(*((slope,) if slope is not None else (hidden, weight, bias, target, log_z)))
         return logp
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if len(ctx.saved_tensors) == 1:
+            (slope,) = ctx.saved_tensors
+            return (slope * grad[:, None]).to(slope.dtype), None, None, None, None
         hidden, weight, bias, target, log_z = ctx.saved_tensors
-        head = Head(weight, bias, ctx.scale, ctx.softcap)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summing chunks in bf16 would lose the small ones: the sum over chunks is kept in fp32.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for i in range(0, len(hidden), CHUNK):
             rows = slice(i, i + CHUNK)
-            logits = head.logits(hidden[rows])
-            # ∂ log p(target) / ∂ logits = onehot(target) - softmax, then through cap and scale.
-            d_logits = logits.sub(log_z[rows, None]).exp_().mul_(-grad[rows, None])
-            d_logits.scatter_add_(1, target[rows, None], grad[rows, None])
-            if ctx.softcap is not None:
-                d_logits *= 1 - (logits / ctx.softcap) ** 2
-            if ctx.scale != 1.0:
-                d_logits *= ctx.scale
+            product = ctx.products.pop(0) if ctx.products else ctx.head.product(hidden[rows])
+            logits = _readable(product, ctx.head)
+            d_logits = _d_logits(logits, log_z[rows], target[rows], grad[rows], ctx.head)
             narrow = d_logits.to(hidden.dtype)
-            if needs_hidden:
-                grad_hidden[rows] = narrow @ weight
+            if grad_hidden is not None:
+                torch.mm(narrow, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 grad_weight += narrow.t() @ hidden[rows]
             if grad_bias is not None:
-                grad_bias += d_logits.sum(0)
+                grad_bias += d_logits.sum(0, dtype=torch.float32)
         return (
-            grad_hidden if needs_hidden else None,
+            grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
             None,
             None,
         )
+
+
+def _readable(product: Tensor, head: Head) -> Tensor:
+    """What the two functions below read: the bare product where Triton's kernels take it, else fp32 logits."""
+    return product if available(product) else head.shaped(product)
+
+
+def _log_z_and_chosen(logits: Tensor, target: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Per row log Σ exp of the logits and the target's own, fp32."""
+    if available(logits):
+        return logsumexp_and_target(logits, target, head.scale, head.softcap)
+    return torch.logsumexp(logits, -1), logits.gather(1, target[:, None])[:, 0]
+
+
+def _d_logits(logits: Tensor, log_z: Tensor, target: Tensor, grad: Tensor | None, head: Head) -> Tensor:
+    """∂ log p(target) / ∂ (h·Wᵀ + b) = onehot(target) - softmax, through cap and scale, times ``grad`` if given.
+
+    Fp32, or in the product's precision and in its place.
+    """
+    if available(logits):
+        pull = torch.ones_like(log_z) if grad is None else grad
+        return d_logits_(logits, target, log_z, pull, head.scale, head.softcap)
+    slope = logits.sub(log_z[:, None]).exp_().neg_()
+    slope.scatter_add_(1, target[:, None], torch.ones_like(slope[:, :1]))
+    if head.softcap is not None:
+        slope *= 1 - (logits / head.softcap) ** 2
+    if head.scale != 1.0:
+        slope *= head.scale
+    return slope if grad is None else slope.mul_(grad[:, None])
 
 
 def chunked_logps(hidden: Float[Tensor, "N H"], target: Int[Tensor, " N"], head: Head) -> Float[Tensor, " N"]:

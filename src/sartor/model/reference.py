@@ -54,6 +54,17 @@ def write_shard(path: Path, entries: Mapping[Key, Values]) -> None:
     scratch.rename(path)
 
 
+def folder_of(weights: str) -> Path:
+    """Where the reference log-probs of a model are kept, by the fingerprint of its weights."""
+    return cache_folder() / "reference" / weights
+
+
+def not_cached(folder: Path, trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """The trees whose reference log-probs would have to be computed."""
+    known = {key for key, _ in _read(folder)}
+    return [tree for tree in trees if key_of(tree) not in known]
+
+
 @torch.no_grad()
 def reference_logps(
     model: LanguageModel,
@@ -72,7 +83,7 @@ def reference_logps(
         folder: where the shards are; by default the user's cache, under the fingerprint of the weights.
         progress: called with the number of trees that a batch finished.
     """
-    folder = folder or cache_folder() / "reference" / fingerprint(model)
+    folder = folder or folder_of(fingerprint(model))
     keys = [key_of(tree) for tree in trees]
     wanted = set(keys)
     known = {key: values for key, values in _read(folder) if key in wanted}

@@ -27,12 +27,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SARTOR_CACHE", Path.home() / ".cache" / "sartor"))
 
 
-def resolve(name: str, convert: Callable[[Path, Path], None]) -> Path:
+def resolve(name: str, convert: Callable[[Path, Path], None], weights: bool = True) -> Path:
     """The folder or .gguf file of a model, downloaded where needed.
 
     Args:
         name: what the user called it.
         convert: turns a GGUF file into a folder in Hugging Face format; needed once, for ``smollm2``.
+        weights: fetch them too, and not only the configuration and the tokenizer.
 
     Raises:
         UserError: no such folder or file, and no such model on the Hub or no way to reach it.
@@ -47,7 +48,8 @@ def resolve(name: str, convert: Callable[[Path, Path], None]) -> Path:
     if path.is_file():
         raise UserError(f"model {name!r} is a file: wanted a folder in Hugging Face format, a .gguf file or a Hub id")
     try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        wanted = WANTED if weights else [pattern for pattern in WANTED if pattern != "*.safetensors"]
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=UNWANTED))
     except GatedRepoError as error:
         raise UserError(f"model {name!r} is gated: ask for access on its Hub page, then `hf auth login`") from error
     except LocalEntryNotFoundError as error:

@@ -9,17 +9,21 @@ branch back to the prompt's end, takes the second branch for a new sequence and 
 Ours returns only the layer's sliding window, which is all that a layer has to add.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sartor.data.trees import TreeBatch
 
 NAME = "sartor"
+KEPT = 2**24  # bytes of scores that a layer keeps for its backward pass; of long trees they are computed again
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,32 @@ class TreeAttention:
         softcap: float | None,
     ) -> Tensor:
         """See :class:`Attends`."""
+        bias = self.bias(window, query.dtype)
+        scores = query.shape[1] * query.element_size() * sum(mask.numel() for mask in bias)
+        if torch.is_grad_enabled() and scores > KEPT:
+            run_again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            return run_again(self._attend, query, key, value, bias, scaling, softcap)
+        return self._attend(query, key, value, bias, scaling, softcap)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        biases: Sequence[Tensor],
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
         heads, kv_heads, width = query.shape[1], key.shape[1], value.shape[-1]
         groups = heads // kv_heads
+        sizes = [bound[-1] - bound[0] for bound in self.batch.bounds]
+        # split and not slices: its backward is one copy, that of each slice fills a whole flat tensor with zeros.
+        by_tree = zip(*(t.squeeze(0).split(sizes, 1) for t in (query, key, value)), strict=True)
         outputs = []
-        for bound, bias in zip(self.batch.bounds, self.bias(window, query.dtype), strict=True):
-            tree, size = slice(bound[0], bound[-1]), bound[-1] - bound[0]
-            grouped = query[0, :, tree].reshape(kv_heads, groups * size, -1)  # [kv_heads, groups·L, d]
-            scores = masked_scores(grouped, key[0, :, tree], bias.repeat(groups, 1), scaling, softcap)
-            mixed = torch.bmm(scores.softmax(-1), value[0, :, tree])
+        for size, bias, (q, k, v) in zip(sizes, biases, by_tree, strict=True):
+            grouped = q.reshape(kv_heads, groups * size, -1)  # [kv_heads, groups·L, d]
+            scores = masked_scores(grouped, k, bias.repeat(groups, 1), scaling, softcap)
+            mixed = torch.bmm(scores.softmax(-1), v)
             outputs.append(mixed.view(heads, size, width).transpose(0, 1))
         return torch.cat(outputs)[None]
 

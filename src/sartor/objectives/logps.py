@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import accumulate, chain
 
 import torch
@@ -32,7 +33,8 @@ class TreeLogps:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "TreeLogps":
         """The same trees with every per-token tensor changed."""
-        return TreeLogps(self.trees, self.lengths, **{name: change(getattr(self, name)) for name in PER_TOKEN})
+        changed = {name: change(getattr(self, name)) for name in PER_TOKEN}
+        return TreeLogps(self.trees, self.lengths.to(changed["policy"].device), **changed)
 
     @classmethod
     def cat(cls, parts: Sequence["TreeLogps"]) -> "TreeLogps":
@@ -70,8 +72,8 @@ class TreeLogps:
             **sides,
             chosen_length=self.lengths[better],
             rejected_length=self.lengths[worse],
-            tie=torch.tensor(tied, dtype=torch.bool, device=policy.device),
-            strength=torch.tensor(strengths, dtype=torch.float32, device=policy.device),
+            tie=self._here(torch.tensor(tied, dtype=torch.bool)),
+            strength=self._here(torch.tensor(strengths, dtype=torch.float32)),
             chosen_kl=kl[better],
             rejected_kl=kl[worse],
         )
@@ -83,7 +85,7 @@ class TreeLogps:
             for first, tree in self._first_branches()
             for i, j in chain(tree.pairs, tree.ties if ties else ())
         ]
-        return torch.tensor(pairs, dtype=torch.long, device=self.lengths.device).view(-1, 2)
+        return self._here(torch.tensor(pairs, dtype=torch.long).view(-1, 2))
 
     def pair_certainty(self, ties: bool = False) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Mean certainty over the tokens of the chosen and of the rejected side of each pair (WPO)."""
@@ -100,14 +102,14 @@ class TreeLogps:
         ]
         at, mismatched = (self._index(numbers) for numbers in ([branch for branch, _ in known], others))
         policy, reference = self._by_branch(self.policy), self._by_branch(self.reference)
-        good = torch.tensor([verdict for _, verdict in known], dtype=torch.bool, device=policy.device)
+        good = self._here(torch.tensor([verdict for _, verdict in known], dtype=torch.bool))
         return JudgedLogps(policy[at], reference[at], good, self.lengths[at], policy[mismatched], reference[mismatched])
 
     def ranked(self, ties: bool = False) -> RankedLogps:
         """Every ranked tree as one row; those of equals only on demand."""
         policy, reference = self._by_branch(self.policy), self._by_branch(self.reference)
         rows = [
-            (self._index(range(first, first + len(tree.ranks))), torch.tensor(tree.ranks, device=policy.device))
+            (self._index(range(first, first + len(tree.ranks))), self._here(torch.tensor(tree.ranks)))
             for first, tree in self._first_branches()
             if tree.pairs or (ties and tree.ranks)
         ]
@@ -126,15 +128,23 @@ class TreeLogps:
         return zip(starts, self.trees, strict=False)
 
     def _index(self, numbers: Sequence[int]) -> Int[Tensor, " n"]:
-        return torch.tensor(numbers, dtype=torch.long, device=self.lengths.device)
+        return self._here(torch.tensor(numbers, dtype=torch.long))
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        """The same where the log-probs are. Built from lists on the host: the host need not wait for the copy."""
+        return tensor.to(self.policy.device, non_blocking=True)
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """``lengths`` as the host knows them, without asking the device."""
+        return [max(0, len(b) - (not tree.prompt)) for tree in self.trees for b in tree.branches]
 
     def _by_branch(self, tokens: Float[Tensor, " N"]) -> Float[Tensor, " S"]:
-        branches = len(self.lengths)
-        numbers = torch.arange(branches, device=self.lengths.device).repeat_interleave(self.lengths)
-        return sum_by_branch(tokens, numbers, branches)
+        numbers = torch.arange(len(self._counts)).repeat_interleave(torch.tensor(self._counts))
+        return sum_by_branch(tokens, self._here(numbers), len(self._counts))
 
     def _padded(self, tokens: Float[Tensor, " N"]) -> Float[Tensor, "S longest"]:
-        return pad_sequence(tokens.split(self.lengths.tolist()), batch_first=True)
+        return pad_sequence(tokens.split(self._counts), batch_first=True)
 
 
 PER_TOKEN = tuple(f.name for f in fields(TreeLogps) if f.name not in ("trees", "lengths"))

@@ -10,11 +10,12 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from sartor.console import duration
 from sartor.evaluate.statistics import Estimate
 from sartor.report.charts import charts
 from sartor.report.run import FILES, Run, read_run
 from sartor.report.texts import read_samples
-from sartor.report.words import Figure, as_float, duration, figure, number, shift, verdict
+from sartor.report.words import Figure, as_float, figure, number, shift, verdict
 
 SHOWN = 12  # prompts before the fold
 LONGER = 1.2  # completions that grew by more than a fifth "grew a lot"
@@ -255,7 +256,11 @@ def _cost(run: Run) -> dict[str, Any]:
         ("Tokens trained on", number(as_float(cost.get("train_tokens"))), "train_tokens"),
         ("Speed", f"{number(as_float(cost.get('speed')))} {_text(cost.get('unit'))} per second", "speed"),
     ]
+    told = run.part("forecast")
+    foreseen = [("seconds", duration), ("peak_memory_gib", lambda gib: f"{number(gib)} GiB")]
+    said = [say(as_float(told.get(key))) for key, say in foreseen if math.isfinite(as_float(told.get(key)))]
+    facts = [(label, text) for label, text, key in rows if math.isfinite(as_float(cost.get(key)))]
     return {
         "stages": [(name, duration(seconds), round(100 * seconds / whole, 2)) for name, seconds in stages],
-        "facts": [(label, text) for label, text, key in rows if math.isfinite(as_float(cost.get(key)))],
+        "facts": [*facts, *([("Said before the run", ", ".join(said))] if said else [])],
     }

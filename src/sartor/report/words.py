@@ -109,17 +109,3 @@ def figure(estimate: Estimate, unit: str = "", percent: bool = False) -> Figure:
         f"[{ends[0]},\u00a0{ends[1]}]" if known else "[interval\u00a0unknown]",
         n.replace(" ", "\u00a0"),
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(8.25), duration(372.0), duration(9000.0)
-    ('8.2 s', '6 min 12 s', '2 h 30 min')
-    """
-    if not math.isfinite(seconds):
-        return "n/a"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

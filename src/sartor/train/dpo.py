@@ -21,21 +21,25 @@ import torch
 from sartor import plugins
 from sartor.config import DpoConfig
 from sartor.console import progress, say
-from sartor.data.trees import split_by_budget
+from sartor.data.trees import TokenTree, split_by_budget
 from sartor.errors import UserError
 from sartor.evaluate.answers import Answers, compare
 from sartor.evaluate.preferences import HeldOut
 from sartor.evaluate.statistics import Estimate
 from sartor.machine import keep_freed_memory, machine, peak_memory_gib
+from sartor.model.checkpointing import checkpoint_layers, layers_of
 from sartor.model.forward import check
 from sartor.model.load import LanguageModel, fingerprint, load
+from sartor.model.reference import folder_of, not_cached
 from sartor.objectives.contract import Loss
 from sartor.objectives.logps import TreeLogps
 from sartor.objectives.objective import Objective
 from sartor.objectives.shape import shape
 from sartor.objectives.specs import name_of, parse_objective
+from sartor.plan.words import one_line, warning
 from sartor.report.page import write_report
 from sartor.rewards.scoring import score_texts
+from sartor.train.forecast import forecast_run
 from sartor.train.gradient import batch_gradient
 from sartor.train.loop import (
     MasterWeights,
@@ -98,14 +102,19 @@ def train_dpo(
         for note in (*notes_of(training, held_out), *shortcomings(objective, training)):
             say(f"note    {note}")
         config = resolved(config, model, len(training.trees))
-        identity = {"model": fingerprint(model), "data": digest(training, held_out), "loss": objective.digest()}
+        weights = fingerprint(model)
+        identity = {"model": weights, "data": digest(training, held_out), "loss": objective.digest()}
         run.open(config, identity, command)
         if model.is_adapted and model.needs_base:
             model.keep_base(run.path / "base")
+    # The held-out start is measured whatever the objective: it is what every result is told against.
+    parts = (training, held_out) if objective.needs_reference else (held_out,)
+    kept, cache = run.path / "reference.safetensors", folder_of(weights)
+    with watch.stage("forecast"):
+        fresh = [] if kept.is_file() else not_cached(cache, [tree for part in parts for tree in part.trees])
+        announce(run, config, model, objective, training, held_out, fresh, watch)
     with watch.stage("reference"):
-        # The held-out start is measured whatever the objective: it is what every result is told against.
-        parts = (training, held_out) if objective.needs_reference else (held_out,)
-        *with_training, held_out = with_reference(model, parts, config.token_budget, run.path / "reference.safetensors")
+        *with_training, held_out = with_reference(model, parts, config.token_budget, kept, cache)
         training = with_training[0] if with_training else training
     showcase = Showcase(model, held_out.prompts, config, scorer)
     dpo = Dpo(config, run, watch, model, objective, training, held_out, showcase)
@@ -113,6 +122,33 @@ def train_dpo(
     how = "" if str(objective) == "dpo" else f" with {objective}"
     dpo.finish(title or f"{config.model} fitted to {Path(config.data).name}{how}")
     return run
+
+
+def announce(
+    run: RunFolder,
+    config: DpoConfig,
+    model: LanguageModel,
+    objective: Objective,
+    training: Preferences,
+    held_out: Preferences,
+    fresh: Sequence[TokenTree],
+    watch: Stopwatch,
+) -> None:
+    """Say what the run will take, keep it for the end, and checkpoint as many layers as memory asks for."""
+    done = next((step for step, _ in run.checkpoints()), 0)
+    found = forecast_run(
+        config, model, objective, training, held_out, fresh, done=done, elapsed=watch.total if done == 0 else 0.0
+    )
+    if isinstance(found, str):
+        say(f"note    no forecast: {found}")
+        checkpoint_layers(model, len(layers_of(model)) if config.checkpointing == "always" else 0)
+        return
+    checkpoint_layers(model, found.checkpointed)
+    say(f"plan    {'what is left, ' * (done > 0)}{one_line(found)}")
+    if wanting := warning(found):
+        say(f"note    {wanting}")
+    if run.read_json("forecast.json") is None and done == 0:
+        run.write_json("forecast.json", found.record())
 
 
 def notes_of(training: Preferences, held_out: Preferences) -> list[str]:
@@ -283,6 +319,7 @@ class Dpo:
                 "eval": f"{self.held_out.size} in {len(self.held_out.trees)} rows of prompts never trained on",
                 "notes": [*notes_of(self.training, self.held_out), *shortcomings(self.objective, self.training), *cut],
             },
+            "forecast": run.read_json("forecast.json"),
             "cost": cost(self.watch.seconds, training, peak_memory_gib(), self.training.unit),
             "machine": {**machine(), "dtype": str(self.model.core.dtype).removeprefix("torch.")},
             "command": run.read_json("identity.json")["command"],

@@ -34,8 +34,8 @@ def batch_gradient(
     units = objective.units([data.trees[i] for i in items])
     loss, parts = accumulate(objective, lambda group: data.logps(model, group, objective, rival), groups, units)
     sums = Sums()
-    for logps in parts:
-        sums.add(metrics_of(logps, objective.beta))
+    for logps in parts:  # read from the device only now, when all its work is queued
+        sums.add(metrics_of(logps.map(Tensor.cpu), objective.beta))
     examples = data.count_pairs(items) or units[0]
     return {"loss": float(loss), **sums.means(), "tokens": sum(sizes[i] for i in items), "examples": examples}
 

@@ -258,7 +258,9 @@ def _answers(example: Preference) -> tuple[Text, ...]:
     return (example.chosen, example.rejected)
 
 
-def with_reference(model: LanguageModel, parts: Sequence[Preferences], budget: int, kept: Path) -> list[Preferences]:
+def with_reference(
+    model: LanguageModel, parts: Sequence[Preferences], budget: int, kept: Path, cache: Path | None = None
+) -> list[Preferences]:
     """Each part with its reference log-probs: from ``kept``, the run's own copy, else from the cache or computed.
 
     The run keeps its copy so that it has the same reference for ever, whatever happens to the cache.
@@ -269,7 +271,7 @@ def with_reference(model: LanguageModel, parts: Sequence[Preferences], budget: i
         values = [torch.from_numpy(known[key_of(tree)]) for tree in trees]
     else:
         with progress("reference log-probs", len(trees)) as advance:
-            values = reference_logps(model, trees, token_budget=budget, progress=advance)
+            values = reference_logps(model, trees, token_budget=budget, folder=cache, progress=advance)
         write_shard(kept, {key_of(tree): value.numpy() for tree, value in zip(trees, values, strict=True)})
     rest = iter(values)
     return [replace(part, reference=[next(rest) for _ in part.trees]) for part in parts]

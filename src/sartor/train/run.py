@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from sartor.config import to_yaml
+from sartor.console import duration
 from sartor.errors import UserError
 from sartor.evaluate.statistics import Estimate
 
@@ -137,12 +138,14 @@ class RunFolder:
     def closing_lines(self) -> str:
         """What the user reads last: the result, and where everything is."""
         summary = self.read_json("summary.json")
-        minutes = summary["cost"]["seconds"] / 60
+        cost, told = summary["cost"], summary.get("forecast") or {}
+        time = duration(cost["seconds"]) + _foreseen(told.get("seconds"), duration)
+        memory = f"{cost['peak_memory_gib']:.1f} GiB" + _foreseen(told.get("peak_memory_gib"), "{:.1f}".format)
         return (
             f"\n{summary['headline']}\n\n"
             f"report  {self.path / 'report.html'}\n"
             f"model   {self.path / 'model'}\n"
-            f"cost    {minutes:.1f} minutes, peak {summary['cost']['peak_memory_gib']:.1f} GiB"
+            f"cost    {time}, peak {memory}"
         )
 
     def checkpoints(self) -> Iterator[tuple[int, Path]]:
@@ -176,6 +179,10 @@ class NewCheckpoint:
         for _step, older in list(self.run.checkpoints()):
             if older != self.target:
                 shutil.rmtree(older)
+
+
+def _foreseen(value: float | None, shown: Callable[[float], str]) -> str:
+    return "" if value is None else f" (forecast {shown(value)})"
 
 
 def _as_json(value: Any) -> Any:

@@ -10,7 +10,8 @@ from sartor.machine import release_freed_memory
 class Stopwatch:
     """Seconds per named stage. A stage inside another stops the outer one's clock, so that the stages add up.
 
-    Memory that a stage freed goes back to the system at its end, before the next one takes other shapes of it.
+    Memory that a stage freed goes back to the system at its end, and when another one starts inside it: the next one
+    takes other shapes of it.
     """
 
     def __init__(self) -> None:
@@ -21,6 +22,7 @@ class Stopwatch:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what happens inside under ``name``."""
+        release_freed_memory()
         self._turn()
         self._open.append(name)
         try:
@@ -29,6 +31,12 @@ class Stopwatch:
             self._turn()
             self._open.pop()
             release_freed_memory()
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages so far, the open one included."""
+        self._turn()
+        return sum(self.seconds.values())
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Add what earlier processes of the same run took."""

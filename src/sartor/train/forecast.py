@@ -1,0 +1,211 @@
+"""What a preference run will cost: its passes counted from the data itself, timed or looked up by ``sartor.plan``."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+
+from sartor.config import DpoConfig, PlanConfig
+from sartor.data.trees import TokenTree, split_by_budget
+from sartor.errors import UserError
+from sartor.machine import available_memory, keep_freed_memory, resident_memory
+from sartor.model.load import LanguageModel, load_shape, pick_device
+from sartor.objectives.objective import Objective
+from sartor.objectives.specs import parse_objective
+from sartor.plan.devices import device_named
+from sartor.plan.forecast import Forecast, Load, Place, Sampled, Smaller, Workload, forecast
+from sartor.plan.shape import GIB, Group, Shape
+from sartor.rollout.local import Sampling
+from sartor.train.loop import Plan, steps_of
+from sartor.train.preferences import Preferences, encode, read_preferences
+
+PROCESS = 0.6 * GIB  # Python, torch and transformers, before any weights
+
+
+def workload(
+    config: DpoConfig,
+    objective: Objective,
+    training: Preferences,
+    held_out: Preferences,
+    fresh: Sequence[TokenTree],
+    *,
+    context: int | None = None,
+    done: int = 0,
+) -> Workload:
+    """The passes of a run, but for the ``done`` steps. ``fresh`` are the trees whose reference is to be computed."""
+    budget = config.token_budget
+    steps = steps_of(config.epochs, config.max_steps, len(training.trees), config.batch_size)
+    plan = Plan(len(training.trees), config.batch_size, steps, config.seed, training.labels)
+    every = config.eval_every or -(-steps // 4)
+    evaluations = -(-steps // every) - done // every
+    groups = [g for step in range(done, steps) for g in _groups([training.trees[i] for i in plan.batch(step)], budget)]
+    groups = groups or [training.trees[:1]]
+    trained = _load(groups) if done < steps else Load()
+    evaluated = _load(_groups(held_out.trees, budget)) * evaluations
+    if objective.needs_kl:
+        evaluated += trained  # the rival's own pass
+    if objective.mixes and len(groups) > steps - done:
+        evaluated += trained  # the first of two passes
+    sampled = None
+    prompts = min(config.eval_prompts, len(set(held_out.prompts)))
+    if prompts:
+        room = max(1, min(config.max_length, (context or 2**31) - config.max_new_tokens))
+        lengths = [min(room, len(tree.prompt)) for tree in held_out.trees]
+        # Answers before and after; KL on one answer each at every evaluation, which both models then score.
+        answers = ((1 + (done == 0)) * config.eval_samples + evaluations) * prompts
+        rows = min(prompts * config.eval_samples, Sampling().batch_size)
+        usual = sum(lengths) // len(lengths)
+        sampled = Sampled(answers, rows, config.max_new_tokens, usual, max(lengths))
+        answered = TokenTree((0,) * usual, ((0,) * config.max_new_tokens,))
+        evaluated += _load(_groups([answered] * prompts, budget)) * 2 * evaluations
+        evaluated += _load(_groups([TokenTree((0,) * usual, ())] * prompts, budget)) * (2 + evaluations)
+    by_size = sorted(groups, key=lambda group: sum(tree.size for tree in group))
+    return Workload(
+        reference=_load(_groups(fresh, budget)),
+        training=trained,
+        evaluation=evaluated,
+        steps=steps - done,
+        largest=_neediest(groups),
+        usual=by_size[len(by_size) // 2],
+        sampled=sampled,
+        checkpoints=-(-steps // config.save_every) - done // config.save_every,
+    )
+
+
+def forecast_run(
+    config: DpoConfig,
+    model: LanguageModel,
+    objective: Objective,
+    training: Preferences,
+    held_out: Preferences,
+    fresh: Sequence[TokenTree],
+    *,
+    done: int = 0,
+    elapsed: float = 0.0,
+) -> Forecast | str:
+    """The forecast of a run whose model is loaded and whose data are encoded.
+
+    Or why there is none: a model that cannot share prompts, or a shape that does not run without its weights. That is
+    never a reason not to train.
+
+    Args:
+        config: of the run.
+        model: as loaded.
+        objective: what is minimised.
+        training: its data.
+        held_out: what is measured on.
+        fresh: the trees whose reference log-probs are to be computed.
+        done: steps already taken.
+        elapsed: seconds already spent.
+    """
+    if not model.shares_prompts:
+        return "this model repeats prompts"
+    weights = sum(p.nbytes for p in model.network.parameters())
+    # On a GPU what counts is the device's memory, and only weights are in it.
+    own = 0 if model.device.type == "cuda" else max(PROCESS, resident_memory() - weights)
+    try:
+        return forecast(
+            cache(lambda rank: Shape(model.core.config, model.core.dtype, rank, model.device.type == "cuda")),
+            config.lora_r,
+            workload(config, objective, training, held_out, fresh, context=model.context, done=done),
+            Place(None, own + rival(config, objective, weights), available_memory()),
+            checkpointing=config.checkpointing,
+            smaller=smaller(config, training.trees),
+            tokenizer=model.tokenizer,
+            elapsed=elapsed,
+        )
+    except Exception as error:  # whatever an unusual architecture raises on the way
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def plan_dpo(config: PlanConfig) -> Forecast:
+    """``sartor plan dpo``: a forecast from the model's shape and the data, or from lengths alone.
+
+    Raises:
+        UserError: a shape, data or device that the user can mend.
+    """
+    keep_freed_memory()  # as a run does
+    device = None if config.device == "here" else device_named(config.device)
+    if device and config.dtype == "auto":
+        config = replace(config, dtype="bfloat16")
+    objective = parse_objective(config.loss, config.beta, config.wpo, config.ld_alpha)
+    model = load_shape(config.model, config.dtype)
+    if config.data:
+        if model.tokenizer is None:
+            raise UserError(
+                f"--model {config.model} has no tokenizer to measure --data with; leave --data out, and name "
+                "--rows, --prompt-tokens and --answer-tokens"
+            )
+        training, held_out = (encode(model, part, config, objective) for part in read_preferences(config, objective))
+    else:
+        training, held_out = made_up(config, model.context)
+    fresh = [*training.trees, *held_out.trees] if objective.needs_reference else held_out.trees
+    weights = sum(p.nbytes for p in model.network.parameters())
+    on_gpu = device is not None or pick_device().type == "cuda"
+    own = 0.5 * GIB if device else 0 if on_gpu else max(PROCESS, resident_memory())  # 0.5: a CUDA context
+    try:
+        return forecast(
+            cache(lambda rank: Shape(model.core.config, model.core.dtype, rank, on_gpu)),
+            config.lora_r,
+            workload(config, objective, training, held_out, fresh, context=model.context),
+            Place(device, own + rival(config, objective, weights), device.memory if device else available_memory()),
+            checkpointing=config.checkpointing,
+            smaller=smaller(config, training.trees),
+            tokenizer=model.tokenizer,
+        )
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--model {config.model}: this architecture cannot be planned: {reason}") from error
+
+
+def rival(config: DpoConfig, objective: Objective, weights: int) -> int:
+    """Bytes of a second model, where the objective compares whole distributions and no adapter shares the weights."""
+    return weights if objective.needs_kl and not config.lora_r else 0
+
+
+def made_up(config: PlanConfig, context: int | None = None) -> list[Preferences]:
+    """Pairs of the lengths that the options name, for training and held out, cut as data would be.
+
+    Raises:
+        UserError: the answers alone do not fit.
+    """
+    longest = min(config.max_length, context or config.max_length)
+    if config.answer_tokens >= longest:
+        raise UserError(f"--answer-tokens {config.answer_tokens}: wanted fewer than the {longest} of --max-length")
+    answers = ((0,) * config.answer_tokens,) * 2
+    tree = TokenTree((0,) * min(config.prompt_tokens, longest - config.answer_tokens), answers, (1.0, 2.0))
+    held_out = max(1, min(round(config.eval_fraction * config.rows), config.eval_limit or config.rows))
+    counts = (max(1, min(config.rows - held_out, config.limit or config.rows)), held_out)
+    return [Preferences([tree] * count, [str(i) for i in range(count)], []) for count in counts]
+
+
+def smaller(config: DpoConfig, trees: Sequence[TokenTree]) -> Callable[[], Iterator[Smaller]]:
+    """Settings that need less memory, nearest first: smaller micro-batches, an adapter, both."""
+
+    def settings() -> Iterator[Smaller]:
+        longest = max(tree.size for tree in trees)
+        budgets = [config.token_budget]
+        while budgets[-1] // 2 >= longest:
+            budgets.append(budgets[-1] // 2)
+        for rank in dict.fromkeys((config.lora_r, config.lora_r or 16)):
+            for size in budgets:
+                adapter = [f"--lora-r {rank}"] if rank != config.lora_r else []
+                cut = [f"--token-budget {size}"] if size != config.token_budget else []
+                if adapter or cut:
+                    yield " ".join(adapter + cut), rank, _neediest(_groups(trees, size))
+
+    return settings
+
+
+def _neediest(groups: Sequence[Group]) -> list[Group]:
+    """The micro-batches that may need most memory: by tokens, and by what dense attention keeps, Σ length²."""
+    by_tokens = max(groups, key=lambda group: sum(tree.size for tree in group))
+    by_square = max(groups, key=lambda group: sum(tree.size**2 for tree in group))
+    return [by_tokens] if by_square is by_tokens else [by_tokens, by_square]
+
+
+def _groups(trees: Sequence[TokenTree], budget: int) -> list[Group]:
+    return [[trees[i] for i in group] for group in split_by_budget([tree.size for tree in trees], budget)]
+
+
+def _load(groups: Iterable[Group]) -> Load:
+    return sum((Load.of(group) for group in groups), Load())
