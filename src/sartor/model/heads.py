@@ -13,7 +13,7 @@ from sartor.data.trees import TreeBatch, pack
 from sartor.model.forward import packed_hidden, unsuited, use_attention, use_lean_layers
 from sartor.model.load import LanguageModel, load
 
-GAP = 0.1  # between packed and plain rewards: bf16 rounding is a third of it, a wrong mask ten times it
+GAP = 0.1  # between packed and plain rewards; smollm2 in bf16, six HH trees: 0.01 to 0.07, with a wrong mask 0.2 to 1.2
 
 
 def load_reward_model(name: str, dtype: str = "auto", seed: int = 0) -> LanguageModel:

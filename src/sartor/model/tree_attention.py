@@ -11,16 +11,15 @@ Ours returns only the layer's sliding window, which is all that a layer has to a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sartor.data.trees import TreeBatch
+from sartor.model.checkpointing import run_again
 
 NAME = "sartor"
 KEPT = 2**24  # bytes of scores that a layer keeps for its backward pass; of long trees they are computed again
@@ -94,7 +93,6 @@ class TreeAttention:
         bias = self.bias(window, query.dtype)
         scores = query.shape[1] * query.element_size() * sum(mask.numel() for mask in bias)
         if torch.is_grad_enabled() and scores > KEPT:
-            run_again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
             return run_again(self._attend, query, key, value, bias, scaling, softcap)
         return self._attend(query, key, value, bias, scaling, softcap)
 

@@ -188,9 +188,14 @@ def _flash() -> Callable[..., Any]:
     return partial(varlen_attn, enable_gqa=True) if "enable_gqa" in known else varlen_attn
 
 
+def head_width(config: Any) -> int:
+    """Width of one attention head of a text model."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def suits(config: Any, dtype: torch.dtype) -> bool:
     """Whether flash kernels exist for this precision and a text model's heads."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(config)
     return (
         dtype in (torch.bfloat16, torch.float16)
         and width <= 256

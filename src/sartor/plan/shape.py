@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from sartor.data.trees import TokenTree
-from sartor.model.varlen import suits
+from sartor.model.varlen import head_width, suits
 from sartor.plan.trace import Work, trace, trainable, weightless
 
 GIB = 2**30
@@ -82,7 +82,7 @@ class Shape:
     def bytes_per_token(self) -> int:
         """Keys and values of one token in all layers."""
         text = self.config.get_text_config()
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        width = head_width(text)
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         return 2 * self.layers * heads * width * self.dtype.itemsize
 

@@ -22,7 +22,7 @@ from sartor.model.checkpointing import checkpoint_layers
 from sartor.model.forward import packed_logps, use_lean_layers
 from sartor.model.load import LanguageModel, adapt
 from sartor.model.tree_attention import TreeAttention
-from sartor.model.varlen import VarlenAttention
+from sartor.model.varlen import VarlenAttention, head_width
 
 # Which arguments are multiplied. Grouped products are those of a mixture of experts.
 FACTORS = {
@@ -130,7 +130,7 @@ def trace(
                 handle.remove()
     if flash:  # one operation that no product shows: the lower half of what dense attention computes
         text = model.core.config.get_text_config()
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        width = head_width(text)
         square = sum(tree.size**2 for tree in trees)
         once = text.num_hidden_layers * 2 * text.num_attention_heads * width * square
         seen.flops["attention"] += once * (3.5 if backward else 1.0)  # backward: five products to forward's two
