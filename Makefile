@@ -12,7 +12,7 @@ help:
 	@echo "make test      every test"
 	@echo "make lint      format check, linter, types"
 	@echo "make docs      the pages of the catalogue of losses, written anew"
-	@echo "make bench     speed and memory beside TRL and generate, forecasts beside the truth: two hours on two idle cores"
+	@echo "make bench     speed and memory beside TRL and generate, forecasts beside the truth: an hour on two idle cores"
 	@echo "make install   .venv with the command sartor in it"
 
 install: .venv/installed
@@ -39,7 +39,8 @@ docs: install
 	$(BIN)/python docs/make_losses.py
 
 bench: install
-	$(BIN)/python benchmarks/preference_step.py
+	$(BIN)/python benchmarks/preference_step.py --cases full,lora
+	$(BIN)/python benchmarks/preference_step.py --cases long,reward,ranking,sft --contenders sartor,trl-tuned
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/forecast.py
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs gpu.py on a machine that has torch, transformers, peft and a GPU, and perhaps nothing else and no network.
+# Runs gpu/run.py on a machine that has torch, transformers, peft and a GPU, and perhaps nothing else and no network.
 #
 # WHEELS may name a folder of wheels for what the machine lacks; they are unpacked apart and put on PYTHONPATH.
 #   Sartor's side needs      tyro docstring_parser typeguard jaxtyping wadler_lindig
@@ -15,4 +15,4 @@ if [[ -n ${WHEELS:-} ]]; then
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl
   PYTHONPATH="$PYTHONPATH:$site"
 fi
-"$python" "$root/benchmarks/gpu.py" "$@"
+"$python" "$root/benchmarks/gpu/run.py" "$@"

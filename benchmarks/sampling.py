@@ -26,7 +26,7 @@ import tyro
 
 from sartor.console import progress
 from sartor.data.chat import encode_prompts
-from sartor.machine import keep_freed_memory, machine, peak_memory_gib, release_freed_memory
+from sartor.machine import machine, peak_memory_gib, release_freed_memory, set_up_memory
 from sartor.model.load import LanguageModel, load
 from sartor.rollout.local import Sampling, sample
 
@@ -133,7 +133,7 @@ def _peak() -> float:
 
 
 def main(options: Options) -> None:
-    keep_freed_memory()
+    set_up_memory()
     equal = greedy_equal(options.model)
     print(f"greedy answers in float32 equal to generate's: {'yes' if equal else 'NO'}")
     if not equal:

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig
 
 from sartor.data.trees import TokenTree
-from sartor.machine import keep_freed_memory, machine
+from sartor.machine import machine, set_up_memory
 from sartor.model.forward import check
 from sartor.model.heads import load_reward_model
 from sartor.model.load import LanguageModel, fingerprint, load
@@ -36,7 +36,7 @@ ROWS, REPEATS = 2048, 20
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """All steps of one case."""
     limit_memory(job["memory_gib"])
-    keep_freed_memory()
+    set_up_memory()
     case = json.loads(Path(job["case"]).read_text())
     trees = [tree_of(row) for row in case["trees"]]
     model = load_model(job)

@@ -1,7 +1,10 @@
 """The code around the measurements: tables, verdicts, plot, the worker on a tiny model. Nothing here is timed."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -146,3 +149,19 @@ def test_the_worker_takes_the_steps_it_is_given(
     sizes = [max(len(tree["prompt"]) + len(b) for b in tree["branches"]) for tree in data["trees"]]
     assert sorted(i for step in data["steps"] for i in step) == list(range(4))
     assert min(sizes[i] for i in data["steps"][0]) >= max(sizes[i] for i in data["steps"][1])
+
+
+@pytest.mark.parametrize("case", ["check", "repeat", "head", "profile", "1b/lora/hh/sartor"])
+def test_what_needs_a_gpu_walks_through_without_one(tmp_path: Path, case: str) -> None:
+    out = tmp_path / "gpu.json"
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), "--device", "cpu", "--tiny", "--only", case, "--out", str(out)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHON": sys.executable}, stdout=subprocess.DEVNULL)
+    (result,) = json.loads(out.read_text())["results"]
+    assert "error" not in result
+    if case == "check":
+        assert result["check_roads"]["packed fp32"]["gradient_error"] < 1e-5
+    if case == "repeat":
+        assert result["default"]["largest_difference"] == 0
+    if "sartor" in case:
+        assert len(result["loss"]) == 3
+        assert min(result["grad_norm"]) > 0

@@ -18,7 +18,7 @@ from sartor.console import progress, say
 from sartor.data.chat import as_conversation, encode_prompts
 from sartor.data.trees import TokenTree
 from sartor.evaluate.answers import answer
-from sartor.machine import available_memory, keep_freed_memory, resident_memory
+from sartor.machine import available_memory, resident_memory, set_up_memory
 from sartor.model.load import load, load_shape
 from sartor.objectives.specs import parse_objective
 from sartor.plan.forecast import Place, forecast
@@ -45,7 +45,7 @@ def run_demo(config: DemoConfig, command: str = "") -> RunFolder:
     Raises:
         UserError: data or a model that the user can mend.
     """
-    keep_freed_memory()
+    set_up_memory()
     watch = Stopwatch()
     run = RunFolder(config.output or _next_folder(Path("runs/demo"), config))
     if config.data is not None:

@@ -15,6 +15,11 @@ import sartor
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from <malloc.h>
 
+# Kernels that oneDNN keeps, one for each shape of a product. A micro-batch of 2,048 tokens needs some hundred, and each
+# layer asks for all of them in turn, so fewer would be made anew in every layer. It would keep 1,024: at a third of a
+# MiB each they grew by a few hundred MiB over a run whose batches differ in length (docs/log.md, 2026-11-21).
+KERNELS, TOKENS_PER_KERNEL = 256, 8
+
 
 def peak_memory_gib() -> float:
     """Peak memory of this process so far, in GiB: on the device where there is one, else resident."""
@@ -55,12 +60,18 @@ def _container_limits() -> Iterator[int]:
             yield most - taken + int(statistics[idle]) + resident_memory()
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc's allocator to keep what is freed instead of giving it back to the system.
+def set_up_memory(token_budget: int = 2048) -> None:
+    """Tell glibc's allocator to keep what is freed instead of giving it back to the system, and oneDNN to keep less.
 
     A training step frees and takes again the same gigabytes of activations; fetching them as fresh pages costs a tenth
-    of the step (`docs/log.md`, 2026-11-21). Does nothing where the C library is another.
+    of the step (`docs/log.md`, 2026-11-21). The allocator is left alone where the C library is another. To be called
+    before the first matrix product: oneDNN looks once.
+
+    Args:
+        token_budget: tokens of a micro-batch, which bound how many unlike shapes it has.
     """
+    capacity = max(KERNELS, token_budget // TOKENS_PER_KERNEL)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(capacity))
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(M_MMAP_MAX, 0)
@@ -69,7 +80,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give back what :func:`keep_freed_memory` kept: between stages of unlike shape it would only pile up."""
+    """Give back what :func:`set_up_memory` kept: between stages of unlike shape it would only pile up."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -8,11 +8,9 @@ from conftest import VOCABULARY, random_tree, tiny_model
 from transformers import AutoModelForCausalLM, OPTConfig
 
 from sartor.data.trees import pack
-from sartor.model import tree_attention
 from sartor.model.checkpointing import checkpoint_layers, layers_of
 from sartor.model.forward import packed_logps
 from sartor.model.load import LanguageModel, adapt
-from sartor.model.tree_attention import TreeAttention
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -69,19 +67,3 @@ def test_switching_off_leaves_no_trace() -> None:
     assert all("forward" in vars(layer) for layer in layers_of(model))
     checkpoint_layers(model, 0)
     assert not any("forward" in vars(layer) for layer in layers_of(model))
-
-
-def test_scores_computed_again_give_the_same_gradient(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = tiny_model(), pack([random_tree(rng, 6, 3) for _ in range(3)])
-    softmaxes: list[int] = []
-    attend = TreeAttention._attend
-    monkeypatch.setattr(TreeAttention, "_attend", lambda *given: softmaxes.append(1) or attend(*given))
-    found = []
-    for kept, passes in ((2**24, 1), (0, 2)):
-        monkeypatch.setattr(tree_attention, "KEPT", kept)
-        softmaxes.clear()
-        model.network.zero_grad()
-        packed_logps(model, batch).sum().backward()
-        assert len(softmaxes) == passes * len(layers_of(model))
-        found.append([p.grad.clone() for p in model.network.parameters() if p.grad is not None])
-    assert all(torch.equal(plain, again) for plain, again in zip(*found, strict=True))

@@ -4,11 +4,12 @@ import random
 
 import pytest
 import torch
-from conftest import PACKED, RECURRENT, random_tree, tiny_model
+from conftest import CONFIGS, PACKED, RECURRENT, random_tree, tiny_model
 
 from sartor.data.trees import TokenTree, pack
 from sartor.model import forward, tree_attention
 from sartor.model.load import LanguageModel
+from sartor.plan.trace import trace, weightless
 
 
 def sequence_logps(model: LanguageModel, trees: list[TokenTree]) -> torch.Tensor:
@@ -34,8 +35,12 @@ def gradients(model: LanguageModel, logps: torch.Tensor) -> dict[str, torch.Tens
 SHAPES = [(0, 1), (0, 3), (1, 2), (9, 4), (40, 9), (17, 5), (5, 6), (30, 7), (3, 8)]
 
 
+@pytest.mark.parametrize("in_blocks", [False, True], ids=["whole", "in blocks"])
 @pytest.mark.parametrize("name", PACKED)
-def test_packed_equals_plain(name: str, rng: random.Random) -> None:
+def test_packed_equals_plain(name: str, in_blocks: bool, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    if in_blocks:
+        monkeypatch.setattr(tree_attention, "SHORT", 8)
+        monkeypatch.setattr(tree_attention, "ROWS", 5)
     model = tiny_model(name)
     trees = [random_tree(rng, prompt, branches) for prompt, branches in SHAPES]
     assert forward.check(model, trees[4]) is None
@@ -80,6 +85,55 @@ def test_the_check_catches_a_lost_window(rng: random.Random, monkeypatch: pytest
 
     monkeypatch.setattr(tree_attention.TreeAttention, "attend", without_window)
     assert "differ by up to" in str(forward.check(tiny_model("gemma3"), random_tree(rng, 20, 2)))
+
+
+def test_blocks_of_a_long_tree_leave_out_what_no_query_sees() -> None:
+    tree = TokenTree((1,) * 300, ((2,) * 100, (3,) * 600))
+    (blocks,) = tree_attention.TreeAttention(pack([tree])).blocks(None, torch.float32)
+    rows = [(block.rows.start, block.rows.stop) for block in blocks]
+    assert rows == [(0, 150), (150, 300), (300, 400), (400, 600), (600, 800), (800, 1000)]
+    assert [block.bias.shape[1] for block in blocks] == [150, 300, 400, 500, 700, 900]
+    hidden = sum(int(block.bias.isinf().sum()) for block in blocks)
+    assert sum(block.bias.numel() for block in blocks) - hidden == 300 * 301 / 2 + sum(
+        300 * length + length * (length + 1) / 2 for length in (100, 600)
+    )
+
+
+def test_no_scores_of_a_long_tree_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, network = TokenTree((1,) * 200, ((2,) * 600,)), weightless(CONFIGS["llama"](), torch.float32)
+    in_blocks = trace(network, [tree], backward=True).peak
+    monkeypatch.setattr(tree_attention, "KEPT", 0)
+    monkeypatch.setattr(tree_attention, "SHORT", 1000)
+    again = trace(network, [tree], backward=True).peak
+    monkeypatch.setattr(tree_attention, "KEPT", 2**40)
+    kept = trace(network, [tree], backward=True).peak
+    scores = 4 * 800**2 * 4  # bytes of one layer's
+    assert kept > again
+    assert again - in_blocks > 2 * scores
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_blocks_equal_the_whole_square(softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the width of values is not that of keys, and where a branch or all of them are missing."""
+    shapes = [(9, (7, 0, 12)), (0, (5, 6)), (1, (1, 1)), (20, ())]
+    batch = pack([TokenTree((1,) * p, tuple((2,) * n for n in branches)) for p, branches in shapes])
+    generator = torch.Generator().manual_seed(0)
+    make = lambda *size: torch.randn(1, *size, generator=generator, dtype=torch.float64)  # noqa: E731
+    qkv = [make(heads, len(batch.ids), width).requires_grad_() for heads, width in ((4, 8), (2, 8), (2, 5))]
+
+    def attended(window: int | None) -> list[torch.Tensor]:
+        output = tree_attention.TreeAttention(batch).attend(0, *qkv, window=window, scaling=0.3, softcap=softcap)
+        pull = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+        return [output, *torch.autograd.grad(output, qkv, pull)]
+
+    for window in (None, 1, 6):
+        whole = attended(window)
+        with monkeypatch.context() as patch:
+            patch.setattr(tree_attention, "SHORT", 0)
+            patch.setattr(tree_attention, "ROWS", 3)
+            in_blocks = attended(window)
+        for ours, theirs in zip(in_blocks, whole, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_branches_are_blind_to_each_other_bit_for_bit(rng: random.Random) -> None:

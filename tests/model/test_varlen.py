@@ -13,7 +13,7 @@ import torch
 from conftest import PACKED, random_tree, tiny_model
 
 from sartor.data.trees import TokenTree, TreeBatch, pack
-from sartor.model import forward, varlen
+from sartor.model import forward, tree_attention, varlen
 from sartor.model.tree_attention import TreeAttention
 from sartor.model.varlen import VarlenAttention, attention_for, fits, segments
 
@@ -110,9 +110,18 @@ def outputs_and_gradients(attend: Callable[..., Tensor], qkv: list[Tensor], **op
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("window", [None, 1, 4, 9])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("in_blocks", [False, True])
 def test_varlen_equals_dense(
-    shapes: list[tuple[int, tuple[int, ...]]], window: int | None, heads: int, kv_heads: int
+    shapes: list[tuple[int, tuple[int, ...]]],
+    window: int | None,
+    heads: int,
+    kv_heads: int,
+    in_blocks: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if in_blocks:
+        monkeypatch.setattr(tree_attention, "SHORT", 0)
+        monkeypatch.setattr(tree_attention, "ROWS", 3)
     batch = pack([tree for tree in trees_of(shapes) if tree.size])  # the dense form knows no tree without tokens
     generator = torch.Generator().manual_seed(0)
     make = lambda n: torch.randn(1, n, len(batch.ids), 8, generator=generator, dtype=torch.float64)  # noqa: E731

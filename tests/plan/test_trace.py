@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import MixtralConfig
 
 from sartor.data.trees import TokenTree, pack
+from sartor.model import tree_attention
 from sartor.model.forward import packed_logps, token_logps, use_lean_layers
 from sartor.model.load import LanguageModel
 from sartor.plan.trace import Trace, trace, weightless
@@ -55,9 +56,15 @@ def test_memory_is_counted_while_it_lives() -> None:
     assert seen.live == 2 * 4000
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
-def test_memory_is_what_a_real_pass_holds(name: str, rng: random.Random) -> None:
+def test_memory_is_what_a_real_pass_holds(
+    name: str, in_blocks: bool, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same counting on a real pass, where layers were judged by their own weights and nothing is meta."""
+    if in_blocks:
+        monkeypatch.setattr(tree_attention, "SHORT", 20)
+        monkeypatch.setattr(tree_attention, "ROWS", 16)
     trees = [random_tree(rng, 60, 3, 40) for _ in range(4)]
     model = tiny_model(name)
     model.shares_prompts = True

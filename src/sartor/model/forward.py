@@ -24,6 +24,7 @@ from sartor.model.varlen import attention_for
 # What rounding alone explains (measured: docs/log.md, 2026-11-21): largest and mean difference per token, in nats, and
 # the share of the gradient's norm.
 TOLERANCE = {torch.float32: (1e-3, 1e-4, 1e-3), torch.bfloat16: (1.0, 0.12, 0.25)}
+CHECKED = 64  # tokens of the prompt and of a branch that the self-check goes back through
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -130,35 +131,50 @@ def head_of(model: LanguageModel) -> Head:
 def check(model: LanguageModel, tree: TokenTree) -> str | None:
     """Decide ``model.shares_prompts`` by running ``tree`` down both roads, forward and back; returns why not, or None.
 
-    The tree must have a scored token. Which tree is used matters for layers with a window: callers pass the longest.
-    The gradient that is compared is the one by the embedded tokens: it goes back through every layer, and costs no
-    room for gradients by the weights.
+    The tree must have a scored token. It goes forward whole, and which tree it is matters for layers with a window:
+    callers pass the longest. Back goes a part of it, too short for blocks and for most windows, which tests cover: the
+    plain road keeps the prompt and its logits once a branch, more than training itself takes. The gradient that is
+    compared is the one by the embedded tokens: it goes back through every layer, and costs no room for gradients by the
+    weights.
     """
     reason = unsuited(model)
     if reason is None:
-        batch = pack([tree]).to(model.device)
+        batch, part = pack([tree]).to(model.device), _part(tree)
         try:
-            packed, pulled = _down(model, batch, packed_logps)
+            with torch.no_grad():
+                packed = packed_logps(model, batch)
+            pulled = _pull(model, part, packed_logps)
         except torch.OutOfMemoryError:
             raise
         except (NotImplementedError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             reason = str(error).split("\n")[0]
         else:
-            plain, expected = _down(model, batch, lambda model, batch: _logps(*plain_rows(model, batch), batch))
+            with torch.no_grad():
+                plain = _plain_logps(model, batch)
             gap = (packed - plain).abs()
             largest, mean, slope = TOLERANCE[model.core.dtype]
             if not (gap.max() <= largest and gap.mean() <= mean):  # a NaN is a failure too
                 reason = f"packed and plain log-probs differ by up to {gap.max():.2g} nats"
-            elif not (pulled - _folded(expected, tree)).norm() <= slope * pulled.norm():
+            elif not (pulled - _folded(_pull(model, part, _plain_logps), part)).norm() <= slope * pulled.norm():
                 reason = "packed and plain gradients differ"
     model.shares_prompts = reason is None
     return reason
 
 
-def _down(
-    model: LanguageModel, batch: TreeBatch, road: Callable[[LanguageModel, TreeBatch], Tensor]
-) -> tuple[Float[Tensor, " N"], Float[Tensor, "rows columns H"]]:
-    """Log-probs down one road, and the gradient of a weighted sum of them by the embedded tokens, fp32."""
+def _part(tree: TokenTree) -> TokenTree:
+    """The start of the longest branches and of the prompt: enough of each for a gradient."""
+    branches = sorted(tree.branches, key=len)[-2:]
+    return TokenTree(tree.prompt[:CHECKED], tuple(branch[:CHECKED] for branch in branches))
+
+
+def _plain_logps(model: LanguageModel, batch: TreeBatch) -> Float[Tensor, " N"]:
+    return _logps(*plain_rows(model, batch), batch)
+
+
+def _pull(
+    model: LanguageModel, tree: TokenTree, road: Callable[[LanguageModel, TreeBatch], Tensor]
+) -> Float[Tensor, "rows columns H"]:
+    """The gradient of a weighted sum of the log-probs down one road by the embedded tokens, fp32."""
     embedded: list[Tensor] = []
 
     def leaf(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
@@ -168,12 +184,11 @@ def _down(
     handle = model.core.get_input_embeddings().register_forward_hook(leaf)
     try:
         with torch.enable_grad():
-            logps = road(model, batch)
+            logps = road(model, pack([tree]).to(model.device))
             weighted = logps @ torch.linspace(-1, 2, len(logps), device=logps.device)
-            gradient = torch.autograd.grad(weighted, embedded)[0]
+            return torch.autograd.grad(weighted, embedded)[0].float()
     finally:
         handle.remove()
-    return logps.detach(), gradient.float()
 
 
 def _folded(rows: Float[Tensor, "S width H"], tree: TokenTree) -> Float[Tensor, "1 T H"]:

@@ -6,22 +6,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from sartor.data.trees import TokenTree
+from sartor.model.tree_attention import scores_of
 from sartor.plan.devices import BANDWIDTH_REACHED, PRODUCTS_REACHED, SECONDS_PER_LAYER, Device
-from sartor.plan.probe import seconds_per_update, time_decoding, time_passes
+from sartor.plan.probe import Pass, seconds_per_update, time_decoding, time_passes
 from sartor.plan.shape import GIB, MARGIN, Group, Memory, Shape
 from sartor.plan.trace import Work
 
 DISK = 5e8  # bytes a second that checkpoints are taken to be written at
-TOO_SMALL = 1e12  # FLOPs of a training that is over in the seconds that timing takes
+TIMED = "timed on this machine"
+# What a run's passes take longer than a thin model's: it gives freed memory back now and then, fetches it afresh, and
+# leaves holes in it (docs/log.md, 2026-11-21).
+SLOWER = 1.1
+TOO_SMALL = 5e12  # FLOPs of a training that is over in the seconds that timing takes
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much passes through a model: tokens, those scored, Σ length² of the trees, in so many passes."""
+    """How much passes through a model: tokens, those scored, the scores of a head's attention, in so many passes."""
 
     tokens: int = 0
     scored: int = 0
-    square: int = 0
+    attended: int = 0
     passes: int = 0
 
     @classmethod
@@ -30,7 +35,7 @@ class Load:
         found = cls(passes=1)
         for tree in trees:
             scored = sum(len(branch) - (not tree.prompt) for branch in tree.branches if branch)
-            found += cls(tree.size, scored, tree.size**2)
+            found += cls(tree.size, scored, scores_of(tree))
         return found
 
     def __add__(self, other: "Load") -> "Load":
@@ -40,7 +45,7 @@ class Load:
         return Load(*(times * part for part in self._parts()))
 
     def _parts(self) -> tuple[int, int, int, int]:
-        return self.tokens, self.scored, self.square, self.passes
+        return self.tokens, self.scored, self.attended, self.passes
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,14 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run does: passes of each stage, the micro-batches that may need most memory, and a usual one to time."""
+    """What a run does: passes of each stage, the micro-batches that may need most memory, and usual ones to time."""
 
     reference: Load
     training: Load
     evaluation: Load
     steps: int
     largest: Sequence[Group]
-    usual: Group
+    usual: Sequence[Group]
     sampled: Sampled | None = None
     checkpoints: int = 1
 
@@ -151,7 +156,7 @@ def forecast(
         shape_of: the model's shape with an adapter of a given rank, or with none.
         lora_r: rank of the run's adapter; 0 trains all weights.
         work: what the run does.
-        place: where; this machine is timed for a few seconds.
+        place: where; this machine is timed for some ten seconds.
         checkpointing: ``auto``, ``always`` or ``never``.
         smaller: settings to try where the run does not fit, nearest first.
         tokenizer: with it, sampling is timed too.
@@ -164,24 +169,25 @@ def forecast(
         count = shape.checkpointing(work.largest, place.room)
     memory = _memory(shape, work, place, count)
     advice = None if memory.fits else _advice(shape_of, lora_r, work, place, checkpointing, smaller)
-    forward, both = (shape.trace(work.usual, backward, count) for backward in (False, True))
+    usual = work.usual[0]
+    forward, both = (shape.trace(usual, backward, count) for backward in (False, True))
     try:
-        speed = _speed(shape, work, forward, both, place.device, tokenizer)
+        speed = _speed(shape, work, both, place.device, tokenizer)
     except Exception as error:  # an architecture may be traced and yet not run in this thin form: memory is known then
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         return Forecast([], memory, count, shape.layers, f"time unknown, {reason}", advice)
-    usual = Load.of(work.usual)
     written = work.checkpoints * (12 * shape.trained + shape.written) + shape.written
     stages = [
         Stage("load", elapsed + time.perf_counter() - start if elapsed else 0.0, 0.0),
-        _stage("reference", work.reference, usual, forward, speed.forward),
-        _stage("training", work.training, usual, both, speed.both),
+        _stage("reference", work.reference, Load.of(usual), forward, speed.forward),
+        _stage("training", work.training, Load.of(usual), both, speed.both),
         Stage("optimizer", work.steps * shape.trained * speed.update, 0.0),
-        _stage("evaluation", work.evaluation, usual, forward, speed.forward),
+        _stage("evaluation", work.evaluation, Load.of(usual), forward, speed.forward),
         Stage("save", written / DISK, 0.0),
     ]
     if work.sampled:
-        per_token = forward.body / usual.tokens + forward.head / max(1, usual.scored)
+        load = Load.of(usual)
+        per_token = forward.body / load.tokens + forward.head / max(1, load.scored)
         flops = work.sampled.decode_steps * work.sampled.rows * per_token
         stages.insert(-1, Stage("sampling", work.sampled.decode_steps * speed.decode, flops, at_most=True))
     return Forecast([s for s in stages if s.seconds], memory, count, shape.layers, speed.basis, advice)
@@ -227,51 +233,56 @@ class _Speed:
     basis: str
 
 
-def _stage(name: str, load: Load, usual: Load, work: Work, speed: tuple[float, float]) -> Stage:
-    flops = (
+def _flops(load: Load, usual: Load, work: Work) -> float:
+    """FLOPs of a load, by those of the usual one."""
+    return (
         work.body / usual.tokens * load.tokens
         + work.head / max(1, usual.scored) * load.scored
-        + work.attention / usual.square * load.square
+        + work.attention / usual.attended * load.attended
     )
+
+
+def _stage(name: str, load: Load, usual: Load, work: Work, speed: tuple[float, float]) -> Stage:
+    flops = _flops(load, usual, work)
     fixed, rate = speed
     return Stage(name, load.passes * fixed + flops * rate, flops)
 
 
-def _speed(shape: Shape, work: Workload, forward: Work, both: Work, device: Device | None, tokenizer: Any) -> _Speed:
+def _speed(shape: Shape, work: Workload, both: Work, device: Device | None, tokenizer: Any) -> _Speed:
     if device is not None:
         return _there(shape, work, device)
-    if both.flops / Load.of(work.usual).tokens * work.training.tokens < TOO_SMALL:
+    if both.flops / Load.of(work.usual[0]).tokens * work.training.tokens < TOO_SMALL:
         return _Speed((0.0, 1e-11), (0.0, 1e-11), 1e-9, 1e-3, "too short a run to be timed first")
-    return _here(shape, work, forward, both, tokenizer)
+    return _here(shape, work, tokenizer)
 
 
-def _here(shape: Shape, work: Workload, forward: Work, both: Work, tokenizer: Any) -> _Speed:
-    """Timed on this machine: the usual micro-batch, and one tree alone for what a pass costs however small."""
-    alone = [min(work.usual, key=lambda tree: tree.size)]
-    groups = [work.usual] if len(work.usual) == 1 else [work.usual, alone]
-    timed = time_passes(shape.config, shape.dtype, shape.lora_r, groups)
-    small = shape.trace(alone, False), shape.trace(alone, True)
+def _here(shape: Shape, work: Workload, tokenizer: Any) -> _Speed:
+    """Timed on this machine: usual micro-batches, and one tree alone for what a pass costs however small."""
+    alone = [min((tree for group in work.usual for tree in group), key=lambda tree: tree.size)]
+    halves = ((False, work.usual[::2]), (True, work.usual[1::2]))
+    roads = [[Pass(trees, backward) for trees in (*groups, alone)] for backward, groups in halves]
+    seconds = iter(time_passes(shape.config, shape.dtype, shape.lora_r, [one for road in roads for one in road]))
+    lines = []
+    for road in roads:
+        # Checkpointed layers were not timed: their second forward pass is more FLOPs at the same rate.
+        usual, traced = Load.of(work.usual[0]), shape.trace(work.usual[0], road[0].backward)
+        lines.append(_line([(next(seconds), _flops(Load.of(one.trees), usual, traced)) for one in road]))
     decode = 0.0
     if work.sampled and tokenizer:
         prompts = [(0,) * work.sampled.usual_prompt] * work.sampled.rows
-        decode = time_decoding(shape.config, shape.dtype, tokenizer, prompts, work.sampled.new_tokens)
-    # Checkpointed layers were not timed: their second forward pass is more FLOPs at the same rate.
-    return _Speed(
-        _line([p.forward for p in timed], [forward.flops, small[0].flops]),
-        _line([p.both for p in timed], [shape.trace(work.usual, True).flops, small[1].flops]),
-        seconds_per_update(shape.dtype),
-        decode,
-        "timed on this machine",
-    )
+        decode = time_decoding(shape.config, shape.dtype, shape.lora_r, tokenizer, prompts, work.sampled.new_tokens)
+    return _Speed(lines[0], lines[1], seconds_per_update(shape.dtype), decode, TIMED)
 
 
-def _line(seconds: Sequence[float], flops: Sequence[float]) -> tuple[float, float]:
-    """Seconds as fixed + rate·FLOPs through two measurements, both at least 0."""
-    if len(seconds) == 1 or flops[0] <= flops[1]:
-        return 0.0, seconds[0] / flops[0]
-    rate = max(0.0, (seconds[0] - seconds[1]) / (flops[0] - flops[1]))
-    fixed = max(0.0, seconds[0] - rate * flops[0])
-    return fixed, (seconds[0] - fixed) / flops[0]
+def _line(timed: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Seconds as fixed + rate·FLOPs, both at least 0: through the last measurement, and the mean of all others."""
+    *usual, small = timed
+    seconds, flops = (sum(one[place] for one in usual) / len(usual) for place in (0, 1))
+    if flops < 2 * small[1]:  # too near for a difference to tell anything
+        return 0.0, SLOWER * seconds / flops
+    rate = max(0.0, (seconds - small[0]) / (flops - small[1]))
+    fixed = max(0.0, seconds - rate * flops)
+    return SLOWER * fixed, SLOWER * (seconds - fixed) / flops
 
 
 def _there(shape: Shape, work: Workload, device: Device) -> _Speed:

@@ -26,37 +26,51 @@ from sartor.rollout.local import Sampling, sample
 REPEATS = 2
 DEPTHS = 1, 5  # layers: far enough apart that their difference stands out of the head's time
 SHARE = 0.25  # of the memory that is free: a larger thin model is not made beside the one that is to be trained
-FEW, MANY = 2, 10  # tokens to decode: the difference is decoding alone, without the prompts
+FEW, MANY = 2, 26  # tokens to decode: the difference is decoding alone, without the prompts
 
 
 @dataclass(frozen=True)
-class Passes:
-    """Seconds of one pass of a group of trees, forward only and with its backward pass."""
+class Pass:
+    """One pass of some trees, to be timed."""
 
-    forward: float
-    both: float
+    trees: Sequence[TokenTree]
+    backward: bool
+
+    def shorter(self, by: int) -> "Pass":
+        """With so many tokens less of each prompt that has more of them."""
+        cut = [TokenTree(t.prompt[by:], t.branches) if len(t.prompt) > by else t for t in self.trees]
+        return Pass(cut, self.backward)
 
 
-def time_passes(
-    config: PreTrainedConfig, dtype: torch.dtype, lora_r: int, groups: Sequence[Sequence[TokenTree]]
-) -> list[Passes]:
-    """Seconds of a forward pass, and of forward and backward, for each group on this machine's device."""
+def time_passes(config: PreTrainedConfig, dtype: torch.dtype, lora_r: int, passes: Sequence[Pass]) -> list[float]:
+    """Seconds of each pass on this machine's device.
+
+    Each runs once, after other shapes of trees: in a run, too, the next micro-batch has a shape of its own, which
+    finds neither its memory nor its kernels at hand, and takes a tenth longer than the second time.
+    """
     by_depth = []
-    for depth in _depths(config):
+    for cut, depth in enumerate(_depths(config)):
         with _thin(config, dtype, lora_r, depth) as model:
-            by_depth.append([[_seconds(model, trees, backward) for backward in (False, True)] for trees in groups])
-    pairs = [list(zip(few, more, strict=True)) for few, more in zip(*by_depth, strict=True)]
-    return [Passes(*(_extrapolate(seconds, config) for seconds in group)) for group in pairs]
+            # Pages are fetched here, or only the first depth would pay for them; each depth has shapes of its own, or
+            # only the first would pay for kernels.
+            _seconds(model, Pass(max(passes, key=lambda one: len(one.trees)).shorter(2).trees, True))
+            by_depth.append([_seconds(model, one.shorter(cut)) for one in passes])
+    return [_extrapolate(seconds, config) for seconds in zip(*by_depth, strict=True)]
 
 
 def time_decoding(
-    config: PreTrainedConfig, dtype: torch.dtype, tokenizer: Any, prompts: Sequence[TokenIds], new_tokens: int
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    lora_r: int,
+    tokenizer: Any,
+    prompts: Sequence[TokenIds],
+    new_tokens: int,
 ) -> float:
     """Seconds of one decoding step of an answer to each prompt, answers being ``new_tokens`` long at most."""
     by_depth = []
     many = max(FEW + 1, min(MANY, new_tokens))
     for depth in _depths(config):
-        with _thin(config, dtype, 0, depth, tokenizer) as model:
+        with _thin(config, dtype, lora_r, depth, tokenizer) as model:
             short, long = (
                 best_of(lambda count=count: sample(model, prompts, 1, Sampling(count)), REPEATS)  # type: ignore[misc]
                 for count in (FEW, many)
@@ -103,31 +117,30 @@ def _thin(
         use_lean_layers(model, False)  # their closures would keep the weights until the next collection of garbage
 
 
-def _seconds(model: LanguageModel, trees: Sequence[TokenTree], backward: bool) -> float:
-    batch = pack(trees).to(model.device)
-
+def _seconds(model: LanguageModel, one: Pass) -> float:
     def run() -> None:
-        with torch.set_grad_enabled(backward):
-            logps = token_logps(model, batch)
-        if backward:
+        with torch.set_grad_enabled(one.backward):
+            logps = token_logps(model, pack(one.trees).to(model.device))
+        if one.backward:
             logps.sum().backward()
             for parameter in trainable(model.network):
                 parameter.grad = None
 
-    return best_of(run, REPEATS)
+    return _clock(run)
+
+
+def _clock(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def best_of(run: Callable[[], object], repeats: int) -> float:
     """Shortest of some runs after one to warm up, in seconds: what the machine does when left alone."""
     run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(_clock(run) for _ in range(repeats))
 
 
 def seconds_per_update(dtype: torch.dtype, parameters: int = 8_000_000) -> float:

@@ -50,15 +50,22 @@ class Shape:
         self.layers: int = config.get_text_config().num_hidden_layers
         self.trained = sum(p.numel() for p in trainable(self.network))
         self.weights = sum(p.numel() * p.element_size() for p in self.network.parameters())
+        self._traced: dict[tuple[object, ...], Work] = {}
 
     def trace(self, trees: Group, backward: bool, checkpointed: int = 0) -> Work:
-        """Work and memory of one pass, as the device attends."""
-        return trace(self.network, trees, backward=backward, checkpointed=checkpointed, flash=self.flash)
+        """Work and memory of one pass, as the device attends; a second's work for trees of new lengths."""
+        lengths = tuple((len(tree.prompt), *map(len, tree.branches)) for tree in trees)
+        key = (lengths, backward, checkpointed)
+        if key not in self._traced:
+            self._traced[key] = trace(
+                self.network, trees, backward=backward, checkpointed=checkpointed, flash=self.flash
+            )
+        return self._traced[key]
 
     @property
     def state(self) -> int:
-        """Bytes of what the optimizer holds: fp32 masters where weights are narrower, gradients, two moments."""
-        return (16 if self.dtype != torch.float32 else 12) * self.trained
+        """Bytes of what the optimizer holds between steps: fp32 masters where weights are narrower, two moments."""
+        return (12 if self.dtype != torch.float32 else 8) * self.trained
 
     @property
     def written(self) -> int:
@@ -67,16 +74,19 @@ class Shape:
 
     def training(self, groups: Iterable[Group], checkpointed: int = 0) -> dict[str, float]:
         """Peak bytes of training on the neediest of some micro-batches, by what they are for."""
-        peak = max(self.trace(group, True, checkpointed).peak for group in groups)
-        taken = peak if self.on_gpu else HOLES * peak
-        return {"weights": self.weights, "fp32 masters, gradients, moments": self.state, "activations": taken}
+        peak, gradients = max(self.trace(group, True, checkpointed).peak for group in groups), 4 * self.trained
+        return {
+            "weights": self.weights,
+            "fp32 masters, moments": self.state,
+            "gradients": gradients,
+            "activations": peak if self.on_gpu else HOLES * peak,
+        }
 
     def sampling(self, rows: int, length: int, packed: bool) -> dict[str, float]:
         """Peak bytes of sampling so many answers at a time, prompt and answer of so many tokens together."""
         cache = rows * length * self.bytes_per_token
         copy = self.weights if packed and self.dtype == torch.bfloat16 else 0
-        state = self.state - 4 * self.trained  # gradients are gone between steps
-        return {"weights": self.weights + copy, "fp32 masters, moments": state, "keys and values": cache}
+        return {"weights": self.weights + copy, "fp32 masters, moments": self.state, "keys and values": cache}
 
     @property
     def bytes_per_token(self) -> int:
@@ -88,8 +98,11 @@ class Shape:
 
     def checkpointing(self, groups: Sequence[Group], room: float) -> int:
         """The fewest layers to checkpoint so that training fits into ``room`` bytes; all, where none does."""
-        none, every = (sum(self.training(groups, count).values()) for count in (0, self.layers))
-        if none <= room or every >= none:
+        none = sum(self.training(groups).values())
+        if none <= room:
+            return 0
+        every = sum(self.training(groups, self.layers).values())
+        if every >= none:
             return 0
         # Each layer that is checkpointed saves the same.
         count = min(self.layers, math.ceil((none - room) / (none - every) * self.layers))

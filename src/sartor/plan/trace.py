@@ -143,4 +143,4 @@ def trainable(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _free_gradient(parameter: Tensor) -> None:
-    parameter.grad = None  # it goes on into the fp32 master's, which is counted with the weights
+    parameter.grad = None  # it goes on into the fp32 master's, which ``Shape.training`` counts

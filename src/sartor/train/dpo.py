@@ -26,7 +26,7 @@ from sartor.errors import UserError
 from sartor.evaluate.answers import Answers, compare
 from sartor.evaluate.preferences import HeldOut
 from sartor.evaluate.statistics import Estimate
-from sartor.machine import keep_freed_memory, machine, peak_memory_gib
+from sartor.machine import machine, peak_memory_gib, set_up_memory
 from sartor.model.checkpointing import checkpoint_layers, layers_of
 from sartor.model.forward import check
 from sartor.model.load import LanguageModel, fingerprint, load
@@ -83,7 +83,7 @@ def train_dpo(
     config = replace(config, loss=tuple(term if isinstance(term, str) else name_of(term) for term in terms))
     run, watch = RunFolder(config.output), watch or Stopwatch()
     run.check(config, allowed=BEFORE_THE_RUN)
-    keep_freed_memory()
+    set_up_memory(config.token_budget)
     if config.resume and run.finished:
         say(f"{run.path} is finished already")
         return run

@@ -7,8 +7,9 @@ from functools import cache
 from sartor.config import DpoConfig, PlanConfig
 from sartor.data.trees import TokenTree, split_by_budget
 from sartor.errors import UserError
-from sartor.machine import available_memory, keep_freed_memory, resident_memory
+from sartor.machine import available_memory, resident_memory, set_up_memory
 from sartor.model.load import LanguageModel, load_shape, pick_device
+from sartor.model.tree_attention import scores_kept
 from sartor.objectives.objective import Objective
 from sartor.objectives.specs import parse_objective
 from sartor.plan.devices import device_named
@@ -19,6 +20,9 @@ from sartor.train.loop import Plan, steps_of
 from sartor.train.preferences import Preferences, encode, read_preferences
 
 PROCESS = 0.6 * GIB  # Python, torch and transformers, before any weights
+GROWTH = (
+    0.3 * GIB
+)  # what a process on a CPU comes to hold besides: kernels for the shapes it met, the allocator's slack
 
 
 def workload(
@@ -58,14 +62,13 @@ def workload(
         answered = TokenTree((0,) * usual, ((0,) * config.max_new_tokens,))
         evaluated += _load(_groups([answered] * prompts, budget)) * 2 * evaluations
         evaluated += _load(_groups([TokenTree((0,) * usual, ())] * prompts, budget)) * (2 + evaluations)
-    by_size = sorted(groups, key=lambda group: sum(tree.size for tree in group))
     return Workload(
         reference=_load(_groups(fresh, budget)),
         training=trained,
         evaluation=evaluated,
         steps=steps - done,
         largest=_neediest(groups),
-        usual=by_size[len(by_size) // 2],
+        usual=_usual(groups),
         sampled=sampled,
         checkpoints=-(-steps // config.save_every) - done // config.save_every,
     )
@@ -101,7 +104,7 @@ def forecast_run(
         return "this model repeats prompts"
     weights = sum(p.nbytes for p in model.network.parameters())
     # On a GPU what counts is the device's memory, and only weights are in it.
-    own = 0 if model.device.type == "cuda" else max(PROCESS, resident_memory() - weights)
+    own = 0 if model.device.type == "cuda" else max(PROCESS, resident_memory() - weights) + GROWTH
     try:
         return forecast(
             cache(lambda rank: Shape(model.core.config, model.core.dtype, rank, model.device.type == "cuda")),
@@ -123,7 +126,7 @@ def plan_dpo(config: PlanConfig) -> Forecast:
     Raises:
         UserError: a shape, data or device that the user can mend.
     """
-    keep_freed_memory()  # as a run does
+    set_up_memory(config.token_budget)  # as a run does
     device = None if config.device == "here" else device_named(config.device)
     if device and config.dtype == "auto":
         config = replace(config, dtype="bfloat16")
@@ -141,7 +144,7 @@ def plan_dpo(config: PlanConfig) -> Forecast:
     fresh = [*training.trees, *held_out.trees] if objective.needs_reference else held_out.trees
     weights = sum(p.nbytes for p in model.network.parameters())
     on_gpu = device is not None or pick_device().type == "cuda"
-    own = 0.5 * GIB if device else 0 if on_gpu else max(PROCESS, resident_memory())  # 0.5: a CUDA context
+    own = 0.5 * GIB if device else 0 if on_gpu else max(PROCESS, resident_memory()) + GROWTH  # 0.5: a CUDA context
     try:
         return forecast(
             cache(lambda rank: Shape(model.core.config, model.core.dtype, rank, on_gpu)),
@@ -196,11 +199,21 @@ def smaller(config: DpoConfig, trees: Sequence[TokenTree]) -> Callable[[], Itera
     return settings
 
 
+def _usual(groups: Sequence[Group]) -> list[Group]:
+    """Micro-batches to time, the middle one by tokens first. Those at even places are timed forward, at odd places with
+    the backward pass."""
+    by_size = sorted(groups, key=lambda group: sum(tree.size for tree in group))
+    places = dict.fromkeys(round(q * (len(by_size) - 1)) for q in (0.5, 0.4, 0.8, 0.9, 0.2, 0.1))
+    found = [by_size[place] for place in places]
+    return found if len(found) > 1 else found * 2
+
+
 def _neediest(groups: Sequence[Group]) -> list[Group]:
-    """The micro-batches that may need most memory: by tokens, and by what dense attention keeps, Σ length²."""
+    """The micro-batches that may need most memory: by tokens, by scores that attention keeps, by the longest tree."""
     by_tokens = max(groups, key=lambda group: sum(tree.size for tree in group))
-    by_square = max(groups, key=lambda group: sum(tree.size**2 for tree in group))
-    return [by_tokens] if by_square is by_tokens else [by_tokens, by_square]
+    by_scores = max(groups, key=lambda group: sum(map(scores_kept, group)))
+    by_longest = max(groups, key=lambda group: max(tree.size for tree in group))
+    return list({id(group): group for group in (by_tokens, by_scores, by_longest)}.values())
 
 
 def _groups(trees: Sequence[TokenTree], budget: int) -> list[Group]:
