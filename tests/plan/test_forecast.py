@@ -17,7 +17,7 @@ from sartor.plan.devices import DEVICES, Device
 from sartor.plan.forecast import Load
 from sartor.plan.shape import GIB, Shape
 from sartor.plan.words import one_line, table, warning
-from sartor.train.forecast import made_up, plan_dpo, smaller, workload
+from sartor.train.forecast import _neediest, made_up, plan_dpo, smaller, workload
 
 SHAPE = {
     "model_type": "llama",
@@ -214,3 +214,10 @@ def test_seconds_follow_the_work(shape: str, monkeypatch: pytest.MonkeyPatch) ->
     assert seconds[0]["training"] == pytest.approx(module.SLOWER * 90 * 3.0)  # 90 passes of one row each
     assert seconds[0]["reference"] == pytest.approx(module.SLOWER * 100 * 1.0)
     assert seconds[1]["training"] == pytest.approx(module.SLOWER * 900 * 3.0)
+
+
+def test_the_neediest_are_those_that_keep_scores_too() -> None:
+    """A tree of 1,900 tokens keeps no scores, and three of 512 keep most: neither has the most tokens here."""
+    long, middle, small = (TokenTree((1,) * n, ((2,) * 10,)) for n in (1890, 502, 90))
+    groups = [[long], [middle] * 3, [small] * 20]
+    assert _neediest(groups) == [groups[2], groups[1], groups[0]]
