@@ -18,14 +18,14 @@ from transformers import AutoConfig
 from sartor.data.trees import TokenTree
 from sartor.machine import machine, set_up_memory
 from sartor.model.forward import check
-from sartor.model.heads import load_reward_model
+from sartor.model.heads import new_reward_model
 from sartor.model.load import LanguageModel, fingerprint, load
 from sartor.model.reference import reference_logps
 from sartor.objectives.specs import parse_objective
 from sartor.train.gradient import batch_gradient
 from sartor.train.loop import MasterWeights, Plan, Schedule, train_steps
 from sartor.train.preferences import Preferences
-from sartor.train.reward import reward_gradient
+from sartor.train.reward import reward_gradient, reward_objective
 from sartor.train.sft import sft_gradient
 
 Gradient = Callable[[Sequence[int]], dict[str, float]]
@@ -69,7 +69,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
 def load_model(job: dict[str, Any]) -> LanguageModel:
     if job["kind"] == "reward":
-        return load_reward_model(job["model"], job["dtype"])
+        return new_reward_model(job["model"], job["dtype"])
     return load(job["model"], job["dtype"], lora_r=job["lora_r"], lora_alpha=job["lora_alpha"])
 
 
@@ -77,7 +77,8 @@ def gradient_of(model: LanguageModel, job: dict[str, Any], trees: Sequence[Token
     """The gradient of a batch, and the seconds that the reference took."""
     budget = job["token_budget"]
     if job["kind"] == "reward":
-        return lambda items: reward_gradient(model, trees, items, budget), 0.0
+        objective = reward_objective(("bradley_terry",))
+        return lambda items: reward_gradient(model, objective, trees, items, budget), 0.0
     check(model, max(trees, key=lambda tree: tree.size))
     if job["kind"] == "sft":
         return lambda items: sft_gradient(model, trees, items, budget), 0.0

@@ -122,6 +122,17 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def sharp_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that is sure of its next word: adapters cannot move one whose words are all alike to it."""
+    folder = tmp_path_factory.mktemp("models") / "sharp"
+    model = tiny_model()
+    with torch.no_grad():
+        model.network.lm_head.weight *= 8
+    model.save(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reads or fills the user's cache, but for the real model, which is fetched once."""

@@ -30,6 +30,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     judged = [{"prompt": f"Name {i}. ", "completion": f"A{i} yes", "label": i % 2 == 0} for i in range(12)]
     (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    shown = [{"prompt": f"Name {i}. ", "completion": f"A{i} yes"} for i in range(12)]
+    (tmp_path / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shown))
+    ranked = [{"prompt": f"Name {i}. ", "completions": ["A", "b", "c"], "ranks": [1, 2, 3]} for i in range(12)]
+    (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ranked))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "prompts.txt").write_text("Name a colour.\nName a fruit.\n")
     for page in PAGES:
@@ -65,8 +69,14 @@ def _tiny(words: list[str], tiny_folder: Path) -> list[str]:
     """The same command at a size for tests; config files name the real model too."""
     for file in Path().glob("*.yaml"):
         file.write_text(file.read_text().replace("smollm2", str(tiny_folder)))
-    if words[0] == "dpo" and "--resume" not in words:
-        return [*words, "--eval-prompts", "2", "--max-new-tokens", "4"]
+    if words[0] in ("dpo", "sft", "reward") and "--resume" not in words:
+        short = [] if "--max-steps" in words else ["--max-steps", "2"]
+        return [*words, *short, *(["--eval-prompts", "2", "--max-new-tokens", "4"] if words[0] != "reward" else [])]
+    if words[0] == "rlhf":
+        quick = ["--sft", "max_steps=1", "eval_prompts=2", "--ppo", "max_steps=1", "eval_fraction=0.5"]
+        return [*words, *quick, "--max-new-tokens", "4", "--no-judge-stages"]
+    if words[0] == "ppo":
+        return [*words, "--max-new-tokens", "4", "--max-steps", "1", "--eval-fraction", "0.5"]
     return [*words, "--max-new-tokens", "4"] if words[0] == "sample" else words
 
 
@@ -82,9 +92,11 @@ def test_make_targets_and_links_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_that_pages_name_exist(page: Path) -> None:
     fields = {
-        f.name.replace("_", "-")
-        for config in (configs.DpoConfig, configs.SampleConfig, configs.DemoConfig, configs.LossesConfig)
-        for f in dataclasses.fields(config)
+        sign + f.name.replace("_", "-")
+        for name in configs.__all__
+        if name.endswith("Config")
+        for f in dataclasses.fields(getattr(configs, name))
+        for sign in ("", *["no-"] * (f.type is bool))
     }
     named = set(re.findall(r"--([a-z][a-z-]+)", "\n".join(re.findall(r"`[^`\n]*`", page.read_text(encoding="utf-8")))))
     outside = {"help", "config", "debug", "durations"}
@@ -92,7 +104,17 @@ def test_options_that_pages_name_exist(page: Path) -> None:
 
 
 def test_every_verb_is_on_the_first_screen() -> None:
-    assert re.findall(r"^  sartor (\w+)", HELP, re.MULTILINE) == ["demo", "dpo", "plan", "losses", "sample"]
+    assert re.findall(r"^  sartor (\w+)", HELP, re.MULTILINE) == [
+        "demo",
+        "dpo",
+        "sft",
+        "reward",
+        "ppo",
+        "rlhf",
+        "plan",
+        "losses",
+        "sample",
+    ]
 
 
 def test_the_pages_of_the_losses_are_up_to_date(tmp_path: Path) -> None:

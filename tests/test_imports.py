@@ -11,7 +11,7 @@ LAYERS = [
     {"data", "losses"},
     {"model"},
     {"rollout", "rewards", "objectives"},
-    {"evaluate", "plan", "report"},
+    {"evaluate", "plan", "report", "tasks"},
     {"train"},
     {"demo"},
     {"cli"},

@@ -16,13 +16,28 @@ from typing import Any
 import tyro
 
 from sartor import __version__
-from sartor.config import DemoConfig, DpoConfig, LossesConfig, PlanConfig, SampleConfig, from_yaml
+from sartor.config import (
+    DemoConfig,
+    DpoConfig,
+    LossesConfig,
+    PlanConfig,
+    PpoConfig,
+    RewardConfig,
+    RlhfConfig,
+    SampleConfig,
+    SftConfig,
+    from_yaml,
+)
 from sartor.errors import UserError, unknown
 
 HELP = f"""sartor {__version__}: alignment of language models, made to measure
 
   sartor demo      the whole road in ten minutes: a real model before and after it was fitted to preferences
   sartor dpo       fit a model to your comparisons or rankings, with evidence
+  sartor sft       fit a model to demonstrations, corrections or plain text
+  sartor reward    train a reward model on comparisons or rankings, or measure one
+  sartor ppo       maximise a reward under a KL leash: PPO, RLOO, GRPO
+  sartor rlhf      the three steps in one: demonstrations, reward model, reinforcement, in rounds
   sartor plan      what a run would take: time, memory, FLOPs, without weights or device
   sartor losses    the catalogue of objectives: formulas, needs, shapes, and what yours is like
   sartor sample    answer prompts with a model
@@ -61,10 +76,25 @@ KNOWN_ELSEWHERE = {
     "save-steps": "save-every",
     "eval-steps": "eval-every",
     "warmup-steps": "warmup-ratio",
-    "num-generations": "n",
+    "num-generations": "n, or --samples of ppo",
+    "num-ppo-epochs": "ppo-epochs",
+    "num-mini-batches": "minibatches",
+    "cliprange": "clip",
+    "cliprange-value": "value-clip",
+    "missing-eos-penalty": "missing-end-penalty",
+    "response-length": "max-new-tokens",
+    "center-rewards-coefficient": "center",
 }
 KINDS = {"FLOAT": "a number", "INT": "a whole number"}
-GOES_ON = {"dpo": "; --resume goes on from the last checkpoint", "demo": "; the same command goes on from there"}
+RESUMES = "; --resume goes on from the last checkpoint"
+GOES_ON = {
+    "dpo": RESUMES,
+    "sft": RESUMES,
+    "reward": RESUMES,
+    "ppo": RESUMES,
+    "rlhf": RESUMES,
+    "demo": "; the same command goes on from there",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,6 +141,10 @@ def _run(arguments: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
         "demo": _demo,
         "dpo": _dpo,
+        "sft": _sft,
+        "reward": _reward,
+        "ppo": _ppo,
+        "rlhf": _rlhf,
         "plan": _plan,
         "losses": _losses,
         "sample": _sample,
@@ -136,6 +170,34 @@ def _dpo(arguments: list[str]) -> None:
     from sartor.train.dpo import train_dpo
 
     print(train_dpo(config, command=_command("dpo", arguments)).closing_lines())
+
+
+def _sft(arguments: list[str]) -> None:
+    config = parse("sft", SftConfig, arguments)
+    from sartor.train.sft import train_sft
+
+    print(train_sft(config, command=_command("sft", arguments)).closing_lines())
+
+
+def _reward(arguments: list[str]) -> None:
+    config = parse("reward", RewardConfig, arguments)
+    from sartor.train.reward import train_reward
+
+    print(train_reward(config, command=_command("reward", arguments)).closing_lines())
+
+
+def _ppo(arguments: list[str]) -> None:
+    config = parse("ppo", PpoConfig, arguments)
+    from sartor.train.ppo import train_ppo
+
+    print(train_ppo(config, command=_command("ppo", arguments)).closing_lines())
+
+
+def _rlhf(arguments: list[str]) -> None:
+    config = parse("rlhf", RlhfConfig, arguments)
+    from sartor.train.rlhf import run_rlhf
+
+    print(run_rlhf(config, command=_command("rlhf", arguments)))
 
 
 def _plan(arguments: list[str]) -> None:

@@ -1,11 +1,13 @@
 """What the user reads while a command runs: plain lines, and a bar with the time left for anything slow."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 console = Console(stderr=True, highlight=False)  # results go to standard output, everything else here
 
@@ -25,6 +27,16 @@ def _exclusive() -> Iterator[None]:
 def say(line: str) -> None:
     """One line for the user."""
     console.print(line, markup=False, soft_wrap=True)
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A small table for the user; long texts are cut to one line."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, no_wrap=True, overflow="ellipsis", style="dim" if name == "prompt" else None)
+    for row in rows:
+        table.add_row(*(Text(" ".join(str(value).split())) for value in row))
+    console.print(table)
 
 
 def duration(seconds: float) -> str:

@@ -35,12 +35,17 @@ def resident_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def physical_memory() -> int:
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+
+
 def available_memory() -> int:
     """Bytes that this process may come to hold on its device, what it holds now included."""
     if torch.cuda.is_available():
         free, _total = torch.cuda.mem_get_info()
         return free + torch.cuda.memory_reserved()
-    found = [os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()]
+    found = [physical_memory()]
     with suppress(OSError):
         info = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         found.append(int(info["MemAvailable"].split()[0]) * 1024 + resident_memory())

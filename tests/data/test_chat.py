@@ -125,3 +125,31 @@ def test_a_template_that_refuses_names_the_row() -> None:
     tokenizer = byte_tokenizer("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(UserError, match=r"prefs.jsonl, row 3: the model's chat template refuses .* must alternate"):
         encode_preferences(tokenizer, [CHAT], 100, where=["prefs.jsonl, row 3"])
+
+
+def test_what_a_demonstration_teaches() -> None:
+    """The last answer, every answer of the conversation with the other turns as context, or all of it."""
+    from sartor.data.chat import encode_demonstrations
+    from sartor.types import Demonstration, Message
+
+    tokenizer = byte_tokenizer()
+    turns = (Message("user", "one"), Message("assistant", "ONE"), Message("user", "two"))
+    example = Demonstration(turns, (Message("assistant", "TWO"),))
+    learned, sizes = {}, set()
+    for train_on in ("completion", "assistant", "all"):
+        (tree,) = encode_demonstrations(tokenizer, [example], 200, train_on=train_on).trees
+        (branch,) = tree.branches
+        learned[train_on] = tokenizer.decode([branch[i] for i in tree.scored(branch)])
+        sizes.add(tree.size)
+    assert learned["completion"] == "TWO<|end|>\n"
+    assert learned["assistant"] == "ONE<|end|>\nTWO<|end|>\n"
+    assert (
+        learned["all"] == "<|user|>one<|end|>\n<|assistant|>ONE<|end|>\n<|user|>two<|end|>\n<|assistant|>TWO<|end|>\n"
+    )
+    assert len(sizes) == 1  # nothing is lost but what is not learned
+
+    # Cut at the start, only what is left of the first answer is learned.
+    (tree,) = encode_demonstrations(tokenizer, [example], 24, train_on="assistant").trees
+    assert tree.size == 24
+    (branch,) = tree.branches
+    assert tokenizer.decode([branch[i] for i in tree.scored(branch)]) in "ONE<|end|>\nTWO<|end|>\n"

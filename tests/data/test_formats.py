@@ -413,7 +413,10 @@ def test_unknown_policy():
     )
 
 
-PAIRS = "comparisons (prompt, chosen, rejected) or comparisons (chosen, rejected)"
+PAIRS = (
+    "comparisons (prompt, chosen, rejected) or comparisons (chosen, rejected) or "
+    "corrections (prompt, completion, correction)"
+)
 
 BAD_COLUMNS = {
     "misspelt": (

@@ -9,13 +9,13 @@ from conftest import random_tree, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from sartor.data.trees import TokenTree, pack
-from sartor.model.heads import load_reward_model, rewards
-from sartor.train.reward import reward_gradient
+from sartor.model.heads import new_reward_model, rewards
+from sartor.train.reward import reward_gradient, reward_objective
 from sartor.train.sft import sft_gradient
 
 
 def test_rewards_are_those_of_a_hugging_face_classifier(tiny_folder: Path, tmp_path: Path, rng: random.Random) -> None:
-    model = load_reward_model(str(tiny_folder), "float32")
+    model = new_reward_model(str(tiny_folder), "float32")
     trees = [random_tree(rng, 5, 3), random_tree(rng, 9, 2)]
     with torch.no_grad():
         ours = rewards(model, pack(trees))
@@ -29,7 +29,7 @@ def test_rewards_are_those_of_a_hugging_face_classifier(tiny_folder: Path, tmp_p
 
 
 def test_each_prompt_counts_once_however_many_pairs_it_has(tiny_folder: Path, rng: random.Random) -> None:
-    model = load_reward_model(str(tiny_folder), "float32")
+    model = new_reward_model(str(tiny_folder), "float32")
     trees = [random_tree(rng, 5, 4), random_tree(rng, 9, 2)]
     assert [len(tree.pairs) for tree in trees] == [6, 1]
 
@@ -46,7 +46,7 @@ def test_each_prompt_counts_once_however_many_pairs_it_has(tiny_folder: Path, rn
     want = {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
     for budget in (1000, 10):  # the micro-batches change nothing
         model.network.zero_grad()
-        found = reward_gradient(model, trees, [0, 1], budget)
+        found = reward_gradient(model, reward_objective(("bradley_terry",)), trees, [0, 1], budget)
         assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
         assert found["examples"] == 7
         for name, parameter in model.network.named_parameters():

@@ -88,3 +88,17 @@ def test_the_templates_own_end_of_turn_ends_a_completion(tmp_path: Path) -> None
     model.tokenizer.eos_token = "<|user|>"  # as a base model whose EOS is not what its template closes turns with
     model.core.generation_config.eos_token_id = None
     assert model.end_tokens == set(model.tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>"]))
+
+
+def test_a_stand_in_template_is_not_taken_for_the_models_own(tmp_path: Path) -> None:
+    """A run saves what it trained; the next stage has to read plain strings as this one did."""
+    own = tiny_model()
+    own.tokenizer.chat_template = None
+    own.has_template = False
+    own.save(tmp_path / "base")
+    first = load(str(tmp_path / "base"))
+    assert not first.has_template
+    assert first.tokenizer.chat_template  # conversations can be rendered all the same
+    first.save(tmp_path / "trained")
+    assert first.tokenizer.chat_template
+    assert not load(str(tmp_path / "trained")).has_template

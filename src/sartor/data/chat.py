@@ -6,14 +6,14 @@ tokenized as they stand. Either way each completion ends with one end-of-turn to
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import TemplateError
 
 from sartor.data.trees import TokenIds, TokenTree
 from sartor.errors import UserError
-from sartor.types import Comparison, Conversation, Judged, Message, Ranking, Text
+from sartor.types import Comparison, Conversation, Demonstration, Judged, Message, Ranking, Text
 
 # For a tokenizer without a chat template: the transcript form of Anthropic's HH data. The prompt ends on the colon,
 # since the space after it belongs to the answer's first word in most vocabularies.
@@ -30,16 +30,21 @@ END_SEARCH = 4  # a template's end-of-turn token stands among a completion's las
 class Encoded:
     """Token trees of a data set, and what had to be done to them.
 
-    ``index[i]`` is the place in the input of ``trees[i]``. ``boundary``: rows whose prompt tokens are no prefix of
-    prompt plus completion, split at the longest common prefix. ``prompt_cut``: rows that lost the start of their
-    prompt. ``too_long``: rows left out because a completion alone exceeds the limit.
+    ``index[i]`` is the place in the input of ``trees[i]``, ``cut[i]`` how many tokens its prompt lost at the start.
+    ``boundary``: rows whose prompt tokens are no prefix of prompt plus completion, split at the longest common prefix.
+    ``too_long``: rows left out because a completion alone exceeds the limit.
     """
 
     trees: list[TokenTree]
     index: list[int]
+    cut: list[int] = field(default_factory=list)
     boundary: int = 0
-    prompt_cut: int = 0
     too_long: int = 0
+
+    @property
+    def prompt_cut(self) -> int:
+        """Rows that lost the start of their prompt."""
+        return sum(lost > 0 for lost in self.cut)
 
     def notes(self, max_length: int) -> list[str]:
         """One line for each thing that a reader of the results should know."""
@@ -84,6 +89,80 @@ def encode_preferences(
     return _encode(tokenizer, cases, max_length, as_chat, where)
 
 
+def encode_demonstrations(
+    tokenizer: Any,
+    examples: Sequence[Demonstration],
+    max_length: int,
+    as_chat: bool = False,
+    where: Sequence[object] | None = None,
+    train_on: str = "completion",
+) -> Encoded:
+    """Demonstrations as trees of one branch, which holds what is to be learned.
+
+    ``train_on`` names the tokens to learn: ``completion``, the last answer; ``assistant``, every answer of the
+    conversation, with the other turns between them as context; ``all``, the prompt too.
+    """
+    cases = [_Case(example.prompt, (example.completion,), {}) for example in examples]
+    found = _encode(tokenizer, cases, max_length, as_chat, where)
+    if train_on == "all":
+        return replace(found, trees=[TokenTree((), (tree.prompt + tree.branches[0],)) for tree in found.trees])
+    if train_on == "assistant":
+        answers = _answers_in(tokenizer, [examples[i].prompt for i in found.index])
+        parts = zip(found.trees, answers, found.cut, strict=True)
+        return replace(found, trees=[_from_first_answer(tree, spans, cut) for tree, spans, cut in parts])
+    return found
+
+
+def _answers_in(tokenizer: Any, prompts: Sequence[Text]) -> list[list[tuple[int, int]]]:
+    """Where in each prompt's tokens its earlier answers stand: [start, end) of every assistant turn but an opened one.
+
+    A turn is what a rendering of the conversation up to it has beyond one that stops before it.
+    """
+    ends: list[_Rendered] = []
+    owners: list[int] = []
+    for i, prompt in enumerate(prompts):
+        turns = () if isinstance(prompt, str) else prompt
+        for j, turn in enumerate(turns[:-1]):
+            if turn.role == "assistant" and j:
+                ends += [_render(tokenizer, turns[:j], True), _render(tokenizer, turns[: j + 1], False)]
+                owners.append(i)
+    bounds = iter(_tokenize(tokenizer, ends))
+    wholes = _tokenize(tokenizer, [_prompt(tokenizer, prompt, False) for prompt in prompts])
+    found: list[list[tuple[int, int]]] = [[] for _ in prompts]
+    for owner in owners:
+        start, end = (_common_prefix(next(bounds), wholes[owner]) for _ in range(2))
+        found[owner].append((start, end))
+    return found
+
+
+def _from_first_answer(tree: TokenTree, spans: Sequence[tuple[int, int]], cut: int) -> TokenTree:
+    """The tree with everything from its first answer on as its branch, other turns unscored.
+
+    ``spans`` are those of the earlier answers in the whole prompt, of which the tree lost ``cut`` tokens at the start.
+    """
+    answered = [
+        place - cut for start, end in spans for place in range(start, end) if 0 < place - cut < len(tree.prompt)
+    ]
+    if not answered:
+        return tree
+    first = answered[0]
+    context = set(range(len(tree.prompt))) - set(answered)
+    unscored = frozenset(place - first for place in context if place > first)
+    return TokenTree(tree.prompt[:first], (tree.prompt[first:] + tree.branches[0],), unscored=unscored)
+
+
+def encode_documents(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
+    """Plain texts as trees without a prompt, each ending with EOS; long ones in pieces of ``max_length`` tokens."""
+    special = _special_tokens(tokenizer)
+    trees, index = [], []
+    for i, ids in enumerate(_tokenize(tokenizer, [_Rendered(text, templated=False) for text in texts])):
+        ended = _end_once(tokenizer, ids, special)
+        pieces = [ended[start : start + max_length] for start in range(0, len(ended), max_length)]
+        trees += [TokenTree((), (piece,)) for piece in pieces if len(piece) > 1]
+        index += [i for piece in pieces if len(piece) > 1]
+    return Encoded(trees, index)
+
+
 def _case(example: Comparison | Ranking | Judged) -> _Case:
     match example:
         case Ranking():
@@ -108,7 +187,7 @@ def _encode(
     prompt_ids = _tokenize(tokenizer, rendered_prompts)
     whole_ids = iter(_tokenize(tokenizer, [whole for row in rendered_wholes for whole in row]))
     special = _special_tokens(tokenizer)
-    trees, index, boundary, prompt_cut, too_long = [], [], 0, 0, 0
+    trees, index, cut, boundary, too_long = [], [], [], 0, 0
     for i, rendered in enumerate(rendered_wholes):
         wholes = [next(whole_ids) for _ in rendered]
         own = len(wholes) - cases[i].carries.get("mismatched", 0)
@@ -120,11 +199,11 @@ def _encode(
             continue
         kept = _keep_end(tokenizer, prompt_ids[i][:shared], room)
         boundary += shared < len(prompt_ids[i])
-        prompt_cut += len(kept) < shared
+        cut.append(shared - len(kept))
         branches = (*ended[:own], *(branch[: max_length - len(kept)] for branch in ended[own:]))
         trees.append(TokenTree(kept, branches, **cases[i].carries))
         index.append(i)
-    return Encoded(trees, index, boundary, prompt_cut, too_long)
+    return Encoded(trees, index, cut, boundary, too_long)
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Text], max_length: int, as_chat: bool = False) -> list[TokenIds]:

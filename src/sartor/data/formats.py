@@ -148,7 +148,7 @@ def recognise(columns: Iterable[str], row: Row, wanted: tuple[type, ...] | None 
             if format.noun is noun:
                 return replace(format, style=_style(format, row))
     accepted = [format for format in FORMATS if format.noun in nouns]
-    shapes = " or ".join(f"{format.name} ({', '.join(format.columns)})" for format in accepted)
+    shapes = " or ".join(dict.fromkeys(f"{format.name} ({', '.join(format.columns)})" for format in accepted))
     hint = _misspelt(names, accepted)
     if best and not hint:
         raise UserError(
@@ -260,6 +260,19 @@ def _judged(row: Row) -> Judged:
 def _demonstration(row: Row) -> Demonstration:
     prompt, (completion,) = _split(_prompt_text(row), [_text(row["completion"], "completion")])
     return Demonstration(prompt, _answer(completion))
+
+
+def _corrected(row: Row) -> Demonstration:
+    """The answer as people mended it."""
+    pair = _corrected_pair(row)
+    return Demonstration(pair.prompt, pair.chosen)
+
+
+def _corrected_pair(row: Row) -> Comparison:
+    """A correction is preferred to what it corrects."""
+    answers = [_text(row["correction"], "correction"), _text(row["completion"], "completion")]
+    prompt, (chosen, rejected) = _split(_prompt_text(row), answers)
+    return _comparison(row, prompt, chosen, rejected)
 
 
 def _conversation_in(column: str) -> Callable[[Row], Demonstration]:
@@ -461,6 +474,20 @@ def _number(value: Any, reason: str) -> float:
 FORMATS = (
     Format("comparisons", ("prompt", "chosen", "rejected"), Comparison, "DPO and reward models", _explicit_comparison),
     Format("comparisons", ("chosen", "rejected"), Comparison, "DPO and reward models", _implicit_comparison),
+    Format(
+        "corrections",
+        ("prompt", "completion", "correction"),
+        Demonstration,
+        "supervised fine-tuning and DPO",
+        _corrected,
+    ),
+    Format(
+        "corrections",
+        ("prompt", "completion", "correction"),
+        Comparison,
+        "supervised fine-tuning and DPO",
+        _corrected_pair,
+    ),
     Format("rankings", ("prompt", "completions", "ranks"), Ranking, "K-wise reward models and listwise DPO", _ranking),
     Format("judged answers", ("prompt", "completion", "label"), Judged, "KTO", _judged),
     Format("demonstrations", ("prompt", "completion"), Demonstration, "supervised fine-tuning", _demonstration),

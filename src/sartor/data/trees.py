@@ -30,6 +30,7 @@ class TokenTree:
     ``ranks`` are the branches' places, 1 the best, equal for ties, for comparisons and rankings; ``good`` is a verdict
     on each for judged completions; ``strength`` is by how much the first was preferred to the second. The last
     ``mismatched`` branches answer some other prompt: KTO measures its baseline on them, and nobody judged them.
+    ``unscored`` are places in the branches that are context and not learned: the user's turns of a conversation.
     """
 
     prompt: TokenIds
@@ -38,6 +39,7 @@ class TokenTree:
     good: tuple[bool, ...] = ()
     strength: float | None = None
     mismatched: int = 0
+    unscored: frozenset[int] = frozenset()
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -59,6 +61,16 @@ class TokenTree:
             return self.good
         best, worst = min(self.ranks), max(self.ranks)
         return tuple({best: True, worst: False}.get(rank) for rank in self.ranks)
+
+    def scored(self, branch: TokenIds) -> Sequence[int]:
+        """Places in a branch whose tokens are predicted; without a prompt nothing predicts the first one."""
+        places = range(int(not self.prompt), len(branch))
+        return [place for place in places if place not in self.unscored] if self.unscored else places
+
+    @property
+    def counts(self) -> list[int]:
+        """Scored tokens of each branch."""
+        return [len(self.scored(branch)) for branch in self.branches]
 
     @property
     def size(self) -> int:
@@ -126,11 +138,11 @@ def pack(trees: Sequence[TokenTree]) -> TreeBatch:
             offset = len(ids)
             ids += tokens
             positions += range(prompt, prompt + len(tokens))
-            predicted = tokens if prompt else tokens[1:]
-            source += [bound[1] - 1] * bool(prompt and tokens) + list(range(offset, len(ids) - 1))
-            target += predicted
-            branch += [len(lengths)] * len(predicted)
-            lengths.append(len(predicted))
+            places = tree.scored(tokens)
+            source += [offset + i - 1 if i else bound[1] - 1 for i in places]
+            target += [tokens[i] for i in places]
+            branch += [len(lengths)] * len(places)
+            lengths.append(len(places))
             bound.append(len(ids))
         bounds.append(tuple(bound))
     as_tensor = lambda values: torch.tensor(values, dtype=torch.long)  # noqa: E731

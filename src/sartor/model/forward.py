@@ -110,14 +110,31 @@ def plain_rows(model: LanguageModel, batch: TreeBatch) -> tuple[Float[Tensor, "N
     """The plain road: one right-padded row per branch, the prompt computed once for each, the model's own logits."""
     use_attention(model, model.own_attention)
     use_lean_layers(model, False)
-    rows = [tree.prompt + branch for tree in batch.trees for branch in tree.branches]
-    starts = [max(1, len(tree.prompt)) for tree in batch.trees for _ in tree.branches]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    ids, mask, scored = _padded(batch)
     logits = model.core(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    scored = [logits[i, start - 1 : len(row) - 1] for i, (row, start) in enumerate(zip(rows, starts, strict=True))]
-    return torch.cat(scored), Logits()
+    return logits[scored], Logits()
+
+
+def hidden_rows(model: LanguageModel, batch: TreeBatch) -> Float[Tensor, "N H"]:
+    """The body's last hidden state that predicts each completion token, by the road that is open."""
+    if model.shares_prompts:
+        return packed_hidden(model, batch).index_select(0, batch.source)
+    use_attention(model, model.own_attention)
+    use_lean_layers(model, False)
+    ids, mask, scored = _padded(batch)
+    return model.core.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[scored]
+
+
+def _padded(batch: TreeBatch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Ids and mask of one right-padded row per branch, and the (row, place) that predicts each scored token."""
+    branches = [(tree, branch) for tree in batch.trees for branch in tree.branches]
+    rows = [tree.prompt + branch for tree, branch in branches]
+    width, device = max(map(len, rows)), batch.ids.device
+    ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    places = [(i, len(tree.prompt) + k - 1) for i, (tree, branch) in enumerate(branches) for k in tree.scored(branch)]
+    index = torch.tensor(places, device=device).view(-1, 2)
+    return ids, mask, (index[:, 0], index[:, 1])
 
 
 def head_of(model: LanguageModel) -> Head:
@@ -214,7 +231,8 @@ def unsuited(model: LanguageModel) -> str | None:
 
 
 def use_attention(model: LanguageModel, name: str) -> None:
-    """Switch every layer's attention function, where this model lets it be switched."""
+    """Switch every layer's attention function, where this model lets it be switched; and to the model's own adapter."""
+    model.activate()
     if model.core.config._attn_implementation != name and model.core._can_set_attn_implementation():
         model.core.set_attn_implementation(name)
 

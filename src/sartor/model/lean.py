@@ -157,15 +157,16 @@ def _mlp_forward(module: Any) -> Forward:
 
 
 def _is_plain_lora(module: Any) -> bool:
-    adapters = list(module.lora_A)
     return (
-        adapters == ["default"]
-        and type(module.base_layer) is nn.Linear
-        and isinstance(module.lora_dropout["default"], nn.Identity)
-        and not module.use_dora["default"]
+        type(module.base_layer) is nn.Linear
         and not getattr(module, "lora_variant", None)
-        and module.lora_B["default"].bias is None
         and not any(p.requires_grad for p in module.base_layer.parameters())
+        and all(
+            isinstance(module.lora_dropout[name], nn.Identity)
+            and not module.use_dora[name]
+            and module.lora_B[name].bias is None
+            for name in module.lora_A
+        )
     )
 
 
@@ -176,8 +177,9 @@ def _lora_forward(module: Any) -> Forward:
         lora = own()
         if lora.disable_adapters or lora.merged:
             return lora.base_layer(x)
-        base, down, up = lora.base_layer, lora.lora_A["default"], lora.lora_B["default"]
-        return _LoraLinear.apply(x, base.weight, base.bias, down.weight, up.weight, lora.scaling["default"])
+        (name,) = lora.active_adapters  # of those on one network one answers at a time
+        base, down, up = lora.base_layer, lora.lora_A[name], lora.lora_B[name]
+        return _LoraLinear.apply(x, base.weight, base.bias, down.weight, up.weight, lora.scaling[name])
 
     return forward
 

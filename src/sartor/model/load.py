@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sartor.model.resolve import resolve
 
 # What transformers, PEFT and safetensors raise for files that are damaged, incomplete or of another kind.
 UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+FROZEN = ""  # in place of an adapter's name: the weights under all of them
 NAMES_AND_VERSIONS = ("_name_or_path", "transformers_version", "dtype", "architectures")
 
 
@@ -33,7 +34,8 @@ class LanguageModel:
     ``path`` is what was loaded: a folder, a snapshot of the Hub. ``shares_prompts`` says whether trees may run packed
     (``sartor.model.forward`` checks it on first use); ``own_attention`` what the model ran on when it came;
     ``needs_base`` that no file holds the weights under an adapter, which must then be kept beside it;
-    ``has_template`` that the chat template is the tokenizer's own.
+    ``has_template`` that the chat template is the tokenizer's own. Several may stand on one network, each with an
+    ``adapter`` of its own; ``head`` is a scalar head beside a network that has none.
     """
 
     network: Any  # PreTrainedModel or PeftModel: both types lack useful annotations
@@ -43,6 +45,8 @@ class LanguageModel:
     shares_prompts: bool | None = None
     needs_base: bool = False
     has_template: bool = True
+    adapter: str | None = None
+    head: torch.nn.Module | None = None
     own_attention: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +66,28 @@ class LanguageModel:
     def is_adapted(self) -> bool:
         """Whether a trainable LoRA adapter stands on frozen weights."""
         return isinstance(self.network, PeftModel)
+
+    def beside(self, **changes: Any) -> "LanguageModel":
+        """Another role on the same network, or the same role on another."""
+        other = replace(self, **changes)
+        other.own_attention = self.own_attention  # the network may run on ours by now
+        return other
+
+    def activate(self) -> None:
+        """Have this model's own adapter answer, where several stand on the network; or the frozen weights alone."""
+        if self.adapter is None:
+            return
+        if self.adapter == FROZEN:
+            self.network.base_model.disable_adapter_layers()
+            return
+        self.network.base_model.enable_adapter_layers()
+        if self.network.active_adapter != self.adapter:
+            self.network.set_adapter(self.adapter)
+
+    @property
+    def scalar(self) -> torch.nn.Module:
+        """The head that makes a reward or a value of a hidden state."""
+        return self.core.score if self.head is None else self.head
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """Context in which the frozen weights answer alone."""
@@ -94,12 +120,18 @@ class LanguageModel:
 
     def save(self, folder: Path) -> None:
         """Write Hugging Face format, or PEFT format for an adapter; both load in transformers and vLLM."""
-        with _quiet():
-            self.network.save_pretrained(folder)
+        only = {"selected_adapters": ["default"]} if self.is_adapted else {}
+        stand_in = None if self.has_template else self.tokenizer.chat_template
+        with quiet():
+            self.network.save_pretrained(folder, **only)
+            self.tokenizer.chat_template = None if stand_in else self.tokenizer.chat_template
             self.tokenizer.save_pretrained(folder)
+        self.tokenizer.chat_template = stand_in or self.tokenizer.chat_template
 
-    def keep_base(self, folder: Path) -> None:
-        """Write the frozen weights under the adapter, and have the adapter name them as its base."""
+    def keep_base_if_needed(self, folder: Path) -> None:
+        """Write the frozen weights under an adapter that no file holds, and have the adapter name them as its base."""
+        if not (self.is_adapted and self.needs_base):
+            return
         if not (folder / "config.json").is_file():
             base = load(str(self.path), str(self.core.dtype).removeprefix("torch."))
             base.save(folder)
@@ -133,10 +165,10 @@ def load(
     Raises:
         UserError: nothing of that name on disk, nor on a Hub that can be reached; or files that do not load.
     """
-    path = resolve(name, _convert)
+    path = resolve(name, convert_gguf)
     is_adapter = (path / "adapter_config.json").is_file()
     try:
-        with _quiet():
+        with quiet():
             network, tokenizer = _merged(path, dtype) if is_adapter else _plain(path, dtype)
     except UNLOADABLE as error:
         reason = " ".join(str(error).split())[:200]
@@ -162,19 +194,19 @@ def load_shape(name: str, dtype: str = "auto") -> LanguageModel:
     Raises:
         UserError: nothing of that name, or a configuration of no causal language model.
     """
-    path = resolve(name, _convert, weights=False)
+    path = resolve(name, convert_gguf, weights=False)
     if (path / "adapter_config.json").is_file():
         return load_shape(str(PeftConfig.from_pretrained(str(path)).base_model_name_or_path), dtype)
     source, file = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
     try:
-        with _quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(source, local_files_only=True, **file)
             network: Any = AutoModelForCausalLM.from_config(config, dtype=pick_dtype(dtype, pick_device()))
     except UNLOADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model {name!r}: {path} has no configuration of a causal language model: {reason}") from error
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, **file)
     except UNLOADABLE:
         return LanguageModel(network, None, name, path)
@@ -206,18 +238,37 @@ def _merged(path: Path, dtype: str) -> tuple[Any, Any]:
     return network, AutoTokenizer.from_pretrained(path, local_files_only=True) if own else base.tokenizer
 
 
-def adapt(network: Any, r: int, alpha: int, seed: int) -> Any:
-    """A network with a fresh LoRA adapter on all linear layers but the head, its own weights frozen."""
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+def adapt(
+    network: Any,
+    r: int,
+    alpha: int,
+    seed: int,
+    task: str | None = "CAUSAL_LM",
+    name: str = "default",
+    exclude: list[str] | None = None,
+) -> Any:
+    """A network with a fresh LoRA adapter on all linear layers but the head, its own weights frozen.
+
+    With the task ``SEQ_CLS``, a reward model's, the head is trained with the adapter and saved with it.
+    """
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        exclude_modules=exclude,
+        task_type=task,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Adapters compute in the base's precision; the optimizer keeps an fp32 master of them like of any weight.
         with warnings.catch_warnings():  # PEFT asks transformers for a property under its old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            return get_peft_model(network, config, autocast_adapter_dtype=False)
+            return get_peft_model(network, config, adapter_name=name, autocast_adapter_dtype=False)
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's model in Hugging Face format, bf16."""
     load(str(gguf), dtype="bfloat16").save(folder)
 
 
@@ -238,7 +289,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars or advice from transformers and its kin: Sartor says itself what it loads."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -111,8 +111,7 @@ def score_trees(model: LanguageModel, trees: Sequence[TokenTree], adapter: bool 
     batch = pack(trees).to(model.device)
     with nullcontext() if adapter else model.without_adapter():
         values = token_logps(model, batch)
-    scored = [sum(len(branch) - (not tree.prompt) for branch in tree.branches if branch) for tree in trees]
-    return list(values.split(scored))
+    return list(values.split([sum(tree.counts) for tree in trees]))
 
 
 def _read(folder: Path) -> Iterable[tuple[Key, Values]]:

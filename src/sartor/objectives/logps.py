@@ -137,7 +137,7 @@ class TreeLogps:
     @cached_property
     def _counts(self) -> list[int]:
         """``lengths`` as the host knows them, without asking the device."""
-        return [max(0, len(b) - (not tree.prompt)) for tree in self.trees for b in tree.branches]
+        return [count for tree in self.trees for count in tree.counts]
 
     def _by_branch(self, tokens: Float[Tensor, " N"]) -> Float[Tensor, " S"]:
         numbers = torch.arange(len(self._counts)).repeat_interleave(torch.tensor(self._counts))

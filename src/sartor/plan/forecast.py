@@ -34,7 +34,7 @@ class Load:
         """One pass of some trees."""
         found = cls(passes=1)
         for tree in trees:
-            scored = sum(len(branch) - (not tree.prompt) for branch in tree.branches if branch)
+            scored = sum(tree.counts)
             found += cls(tree.size, scored, scores_of(tree))
         return found
 

@@ -1,10 +1,12 @@
 """Which curves the report shows, and what it says about each: how to read it and what a healthy one looks like."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sartor.evaluate.statistics import Estimate
-from sartor.report.plots import curve, histogram
+from sartor.report.plots import Points, curve, frontier, histogram, reliability, shares
 from sartor.report.run import Run, Series
 from sartor.report.words import Figure, as_float, figure, read_estimate, verdict
 
@@ -21,7 +23,15 @@ class Chart:
 
 def charts(run: Run) -> list[Chart]:
     """The small multiples, in reading order."""
-    return [_accuracy(run), _margins(run), _divergence(run), _loss(run), _logps(run), _histogram(run)]
+    drawn: dict[str, list[Callable[[Run], Chart]]] = {
+        "sft": [_perplexity, _loss],
+        "reward": [_accuracy, _loss, _calibration, _by_strength, _by_length, _histogram],
+        "dpo --online": [_rewards, _frontier, _divergence, _loss, _variety],
+        "ppo": [_rewards, _frontier, _divergence, _policy_steps, _values, _variety],
+        "reward --evaluate": [_calibration, _by_strength, _by_length, _histogram],
+    }
+    usual = [_accuracy, _margins, _divergence, _loss, _logps, _histogram]
+    return [chart(run) for chart in drawn.get(str(run.summary.get("verb")), usual)]
 
 
 def _absent(title: str, what: str) -> Chart:
@@ -36,9 +46,14 @@ def _accuracy(run: Run) -> Chart:
     title, points = "Held-out accuracy", _finite(run.held_out("rewards/accuracies"))
     if not points:
         return _absent(title, "held-out accuracy (evaluation rows in metrics.jsonl)")
+    what = (
+        "whose preferred answer has the higher reward. Dashed: chance."
+        if run.part("evaluation")
+        else "in which the chosen text gained more than the rejected one. Dashed: 50 %, the start."
+    )
     caption = (
-        "Share of held-out pairs in which the chosen text gained more than the rejected one. Dashed: 50 %, the start. "
-        "Healthy: the band climbs clear of the line, then levels off; a later fall is overfitting."
+        f"Share of held-out pairs {what} Healthy: the band climbs clear of the line, then levels off; a later fall is "
+        "overfitting."
     )
     svg = curve({"blue": points}, name="Held-out accuracy over steps", neutral=0.5, percent=True)
     return Chart(title, svg, caption, [("", "", figure(points[-1][1], "prompts", percent=True))])
@@ -124,12 +139,150 @@ def change(run: Run, side: str) -> Series:
     return rows
 
 
+def _perplexity(run: Run) -> Chart:
+    title, points = "Held-out perplexity", _finite(run.held_out("perplexity_ratio"))
+    if not points:
+        return _absent(title, "perplexity (evaluation rows in metrics.jsonl)")
+    caption = (
+        "Perplexity per token as a share of what it was at the start. Healthy: it falls and levels off. A later "
+        "rise is overfitting: fewer epochs, or more data."
+    )
+    svg = curve({"blue": points}, name="Held-out perplexity over steps", neutral=1.0, percent=True)
+    return Chart(title, svg, caption, [("", "", figure(points[-1][1], "prompts", percent=True))])
+
+
+def _rewards(run: Run) -> Chart:
+    title = "Reward"
+    learned, true = _finite(run.held_out("objective/scores")), _finite(run.held_out("objective/true_scores"))
+    if not learned:
+        return _absent(title, "scores (evaluation rows in metrics.jsonl)")
+    caption = "Mean score of answers to held-out prompts. Healthy: it rises and levels off."
+    lines: list[tuple[str, str, Figure | None]] = [("blue", "reward", figure(learned[-1][1], "prompts"))]
+    drawn: dict[str, Points] = {"blue": learned}
+    if true:
+        caption += (
+            " The true score should rise with it: where it stops while the other goes on, the reward is being gamed, "
+            "and an earlier step or a larger kl_coef is better."
+        )
+        lines.append(("orange", "true score", figure(true[-1][1], "prompts")))
+        drawn["orange"] = true
+    return Chart(title, curve(drawn, name="Reward over steps"), caption, lines)
+
+
+def _frontier(run: Run) -> Chart:
+    title = "Reward against KL"
+    drawn: dict[str, Sequence[tuple[Estimate, Estimate]]] = {}
+    for colour, name in (("blue", "objective/scores"), ("orange", "objective/true_scores")):
+        rows = [(read_estimate(row.get("objective/kl")), read_estimate(row.get(name))) for row in run.evals]
+        points = [(kl, e) for kl, e in rows if kl is not None and e is not None]
+        if points:
+            drawn[colour] = points
+    if "blue" not in drawn:
+        return _absent(title, "scores and KL (evaluation rows in metrics.jsonl)")
+    caption = (
+        "What the reward cost: each dot is an evaluation, further right is further from the start. Healthy: steep "
+        "at first. A path that goes right without going up buys nothing."
+    )
+    lines: list[tuple[str, str, Figure | None]] = [("blue", "reward", None)]
+    lines += [("orange", "true score", None)] if "orange" in drawn else []
+    return Chart(title, frontier(drawn, name="Reward against KL"), caption, lines)
+
+
+def _policy_steps(run: Run) -> Chart:
+    title, rows = "How far a rollout moves the policy", _trained(run, "policy/approxkl")
+    if not rows[0]:
+        return _absent(title, "policy/approxkl (training rows in metrics.jsonl)")
+    shares = _trained(run, "policy/clipfrac")[1]
+    usual = f" Clipped on average: {100 * sum(shares) / len(shares):.1f} % of tokens." if shares else ""
+    caption = (
+        "KL from the policy that drew a rollout to the one it became, nats per token. Healthy: below some 0.02. Spikes "
+        f"ask for a smaller learning rate or fewer ppo_epochs.{usual}"
+    )
+    return Chart(
+        title, curve({}, name="KL of each rollout's updates", faint=rows), caption, [("muted", "training", None)]
+    )
+
+
+def _values(run: Run) -> Chart:
+    title, rows = "Error of the value model", _trained(run, "value/error")
+    if not rows[0]:
+        return _absent(title, "value/error: RLOO and GRPO learn no values")
+    caption = (
+        "Mean distance of value and return. Healthy: it falls. A critic that errs by more than rewards scatter helps "
+        "nobody."
+    )
+    return Chart(title, curve({}, name="Error of the value model", faint=rows), caption, [("muted", "training", None)])
+
+
+def _variety(run: Run) -> Chart:
+    title, points = "Variety", _finite(run.held_out("completions/distinct_2"))
+    if not points:
+        return _absent(title, "distinct-2 (evaluation rows in metrics.jsonl)")
+    caption = (
+        "distinct-2, different word pairs as a share of all, among the answers to a prompt. Reinforcement narrows a "
+        "model; a steep fall is a stock phrase that the reward likes."
+    )
+    return Chart(
+        title, curve({"blue": points}, name="Variety over steps"), caption, [("", "", figure(points[-1][1], "prompts"))]
+    )
+
+
+def _trained(run: Run, name: str) -> tuple[list[float], list[float]]:
+    rows = [(as_float(row.get("step")), as_float(row.get(name))) for row in run.train]
+    rows = [(step, value) for step, value in rows if math.isfinite(value)]
+    return [step for step, _ in rows], [value for _, value in rows]
+
+
+def _calibration(run: Run) -> Chart:
+    title = "Calibration"
+    rows = [(as_float(row.get("predicted")), read_estimate(row.get("right"))) for row in _evaluated(run, "calibration")]
+    points = [(x, e) for x, e in rows if e is not None and math.isfinite(x)]
+    if not points:
+        return _absent(title, "calibration (evaluation.json)")
+    caption = (
+        "Pairs by how sure the model is, σ(margin), and how often it is right. Healthy: the dots lie on the dashed "
+        "line. Below it the model is too sure of itself, which PPO will exploit."
+    )
+    error = as_float(run.part("evaluation").get("calibration_error"))
+    caption += f" Expected calibration error: {100 * error:.1f} points." if math.isfinite(error) else ""
+    return Chart(title, reliability(points, name="Calibration of the reward"), caption, [])
+
+
+def _by_strength(run: Run) -> Chart:
+    title, rows = "Accuracy by how clear the preference was", _evaluated(run, "by_strength")
+    found = [(str(row.get("value")), e) for row in rows if (e := read_estimate(row.get("right")))]
+    if not found:
+        return _absent(title, "preferences of unlike strength, nor rankings of more than two")
+    caption = "Healthy: accuracy rises with it. Where people were nearly indifferent, so may the model be."
+    svg = shares(found, name="Accuracy by strength of the preference", label=str(rows[0].get("of")))
+    return Chart(title, svg, caption, [])
+
+
+def _by_length(run: Run) -> Chart:
+    title, found = "Accuracy by length", run.part("evaluation").get("by_length")
+    found = found if isinstance(found, Mapping) else {}
+    names = {"longer": "better one longer", "shorter": "better one shorter"}
+    rows = [(text, e) for key, text in names.items() if (e := read_estimate(found.get(key))) and math.isfinite(e.value)]
+    if not rows:
+        return _absent(title, "pairs of unlike length (evaluation.json)")
+    caption = (
+        "Healthy: both dots lie alike. A model that is right only where the better answer is the longer one has "
+        "learned length, and a policy trained on it will talk at length."
+    )
+    return Chart(title, shares(rows, name="Accuracy by which answer is longer", label=""), caption, [])
+
+
+def _evaluated(run: Run, name: str) -> list[Mapping[str, Any]]:
+    rows = run.part("evaluation").get(name)
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+
 def _histogram(run: Run) -> Chart:
     title, margins = "Margins, pair by pair", [m for m in run.margins if math.isfinite(m)]
     if not margins:
         return _absent(title, "margins by pair (margins.json)")
     caption = (
-        "Held-out pairs by their margin after training. Right of zero the chosen text gained more. Healthy: the "
+        "Held-out pairs by their margin after training. Right of zero the chosen text is ahead. Healthy: the "
         "bulk lies right, without a long left tail of pairs it has come to get badly wrong."
     )
     svg = histogram(margins, name="Histogram of held-out margins")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,14 @@ import yaml
 from markupsafe import Markup
 
 from sartor.console import duration
-from sartor.evaluate.statistics import Estimate
 from sartor.report.charts import charts
 from sartor.report.run import FILES, Run, read_run
 from sartor.report.texts import read_samples
-from sartor.report.words import Figure, as_float, figure, number, shift, verdict
+from sartor.report.tiles import Tile, strip, tiles
+from sartor.report.words import as_float, figure, number, shift
 
 SHOWN = 12  # prompts before the fold
 LONGER = 1.2  # completions that grew by more than a fifth "grew a lot"
-
-
-@dataclass(frozen=True, slots=True)
-class Strip:
-    """Intervals on a common scale, in percent of its width: what the figures look like beside each other."""
-
-    marks: list[tuple[str, float, float, float]]  # (colour, low, value, high)
-    neutral: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One key figure. ``figures`` has one entry, or two for before and after."""
-
-    label: str
-    figures: list[Figure]
-    verdict: str
-    tone: str  # "good", "bad" or "" for the colour of the verdict
-    gloss: str
-    strip: Strip | None
 
 
 def write_report(run: Path) -> Path:
@@ -62,19 +41,20 @@ def write_report(run: Path) -> Path:
 
 
 def _context(run: Run) -> dict[str, Any]:
-    tiles = _tiles(run)
+    shown = tiles(run)
     samples = read_samples(run.samples)
     comparison = run.part("comparison")
     return {
         "verb": _text(run.summary.get("verb")),
         "title": _text(run.summary.get("title")) or _title(run),
         "date": _text(run.summary.get("date")),
-        "headline": _text(run.summary.get("headline")) or _headline(tiles),
-        "tiles": tiles,
+        "headline": _text(run.summary.get("headline")) or _headline(shown),
+        "tiles": shown,
         "missing": [(name, FILES[name]) for name in run.missing],
         "problems": run.problems,
         "seed": run.config.get("seed"),
         "samples": samples,
+        "answers": not str(run.summary.get("verb")).startswith("reward"),
         "shown": SHOWN,
         "scorer": _text(run.summary.get("scorer")),
         "prompts": {key: comparison.get(key) for key in ("prompts", "samples")},
@@ -108,99 +88,12 @@ def _title(run: Run) -> str:
     return f"{model} fitted to {data}" if model and data else f"Run {run.path.resolve().name}"
 
 
-def _headline(tiles: list[Tile]) -> str:
-    if not tiles:
+def _headline(figures: list[Tile]) -> str:
+    if not figures:
         return "No result yet: this run folder holds no estimate."
-    first = tiles[0]
+    first = figures[0]
     shown = " → ".join(str(f) for f in first.figures)
     return f"{first.label} {shown}, {first.figures[0].n}: {first.verdict}."
-
-
-def _strip(marks: dict[str, Estimate], low: float, high: float, neutral: float | None) -> Strip | None:
-    """Where the estimates lie between ``low`` and ``high``; None where one of them has no finite interval."""
-    if any(not math.isfinite(x) for e in marks.values() for x in (e.low, e.value, e.high)) or not low < high:
-        return None
-
-    def at(x: float) -> float:
-        return round(100 * (min(max(x, low), high) - low) / (high - low), 2)
-
-    placed = [(colour, at(e.low), at(e.value), at(e.high)) for colour, e in marks.items()]
-    return Strip(placed, None if neutral is None else at(neutral))
-
-
-def _tiles(run: Run) -> list[Tile]:
-    """The key figures that the run has, four at most, the one closest to the purpose first."""
-    found = [_win_rate(run), _score(run), _accuracy(run), _divergence(run), _margin(run)]
-    return [tile for tile in found if tile is not None][:4]
-
-
-def _tone(word: str, good: str, bad: str) -> str:
-    return "good" if word == good else "bad" if word == bad else ""
-
-
-def _share_tile(label: str, estimate: Estimate, unit: str, above: str, gloss: str) -> Tile:
-    word = verdict(estimate, 0.5, above=above, below=above.replace("better", "worse"))
-    tone = _tone(word, above, above.replace("better", "worse"))
-    strip = _strip({"blue": estimate}, 0.0, 1.0, 0.5)
-    return Tile(label, [figure(estimate, unit, percent=True)], word, tone, gloss, strip)
-
-
-def _win_rate(run: Run) -> Tile | None:
-    rate = run.estimate("win_rate")
-    if rate is None:
-        return None
-    scorer = _text(run.summary.get("scorer")) or "score"
-    gloss = f"Share of comparisons with the start's answers won by {scorer}, ties half; 50 % would be no change."
-    return _share_tile("Win rate against the start", rate, "prompts", "scores better", gloss)
-
-
-def _accuracy(run: Run) -> Tile | None:
-    points = run.held_out("rewards/accuracies")
-    if not points:
-        return None
-    gloss = "Share of held-out pairs whose chosen text gained more than the rejected one; 50 % is the start."
-    if run.estimate("win_rate"):
-        gloss += " Given texts, pair by pair: alike ones stay near 50 % even where new answers improve."
-    return _share_tile("Held-out accuracy", points[-1][1], "prompts", "better than chance", gloss)
-
-
-def _score(run: Run) -> Tile | None:
-    before, after = run.estimate("score_before"), run.estimate("score_after")
-    if before is None or after is None:
-        return None
-    word = shift(before, after)
-    ends = [x for e in (before, after) for x in (e.low, e.high)]
-    room = 0.15 * (max(ends) - min(ends))
-    strip = _strip({"muted": before, "blue": after}, min(ends) - room, max(ends) + room, None)
-    scorer = _text(run.summary.get("scorer"))
-    gloss = f"Mean score of the samples: {scorer}." if scorer else "Mean score of the samples."
-    shown = [figure(before, "prompts"), figure(after, "prompts")]
-    return Tile("Score before and after", shown, word, _tone(word, "higher", "lower"), gloss, strip)
-
-
-def _divergence(run: Run) -> Tile | None:
-    points, kl, unit = run.held_out("objective/kl"), run.estimate("kl"), "prompts"
-    if kl is None and points:
-        kl, unit = points[-1][1], "samples"
-    if kl is None:
-        return None
-    word = verdict(kl, 0.0, above="moved from the start", below="below zero: estimation noise")
-    low, high = min(kl.low, 0.0), 1.15 * max(kl.high, 0.0)
-    gloss = "KL from the reference, nats per completion: the price paid. 0 would be no change; less is cheaper."
-    return Tile("Distance from the start", [figure(kl, unit)], word, "", gloss, _strip({"blue": kl}, low, high, 0.0))
-
-
-def _margin(run: Run) -> Tile | None:
-    points = run.held_out("rewards/margins")
-    if not points:
-        return None
-    margin = points[-1][1]
-    word = verdict(margin, 0.0, above="better than the start", below="worse than the start")
-    tone = _tone(word, "better than the start", "worse than the start")
-    reach = 1.15 * max(abs(margin.low), abs(margin.high))
-    gloss = "Mean implicit reward of chosen minus rejected on held-out pairs; 0 is the start."
-    strip = _strip({"blue": margin}, -reach, reach, 0.0)
-    return Tile("Held-out margin", [figure(margin, "prompts")], word, tone, gloss, strip)
 
 
 def _spread(run: Run) -> list[dict[str, Any]]:
@@ -214,9 +107,11 @@ def _spread(run: Run) -> list[dict[str, Any]]:
         if before is None or after is None:
             continue
         top = max(before.high, after.high)
-        strip = _strip({"muted": before, "blue": after}, 0.0, 1.05 * top, None)
+        placed = strip({"muted": before, "blue": after}, 0.0, 1.05 * top, None)
         shown = [figure(before, "prompts"), figure(after, "prompts")]
-        rows.append({"label": label, "gloss": gloss, "figures": shown, "verdict": shift(before, after), "strip": strip})
+        rows.append(
+            {"label": label, "gloss": gloss, "figures": shown, "verdict": shift(before, after), "strip": placed}
+        )
     return rows
 
 
@@ -227,7 +122,8 @@ def _warnings(run: Run) -> list[str]:
     if before and after and shift(before, after) == "lower":
         found.append(
             f"The model became narrower: distinct-2 fell from {figure(before)} to {figure(after)}, and the intervals "
-            "do not overlap. Read the samples for stock phrases; a larger beta or fewer steps would keep more variety."
+            "do not overlap. Read the samples for stock phrases; a larger beta (kl_coef in ppo) or fewer steps would "
+            "keep more variety."
         )
     before, after = run.estimate("length_before"), run.estimate("length_after")
     if before and after and shift(before, after) == "higher" and after.value > LONGER * before.value:

@@ -66,6 +66,54 @@ def curve(
         return _svg(figure, name)
 
 
+def frontier(lines: dict[str, Sequence[tuple[Estimate, Estimate]]], *, name: str) -> str:
+    """Reward against KL, one path per colour, with the intervals of both."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure, axes = _axes()
+        for colour, points in lines.items():
+            paint = _PAINT[colour]
+            x, y = [kl.value for kl, _ in points], [reward.value for _, reward in points]
+            axes.plot(x, y, color=paint, linewidth=1.2, marker="o", markersize=3.5)
+            axes.vlines(x, [e.low for _, e in points], [e.high for _, e in points], color=paint, linewidth=2, alpha=0.3)
+            axes.hlines(y, [e.low for e, _ in points], [e.high for e, _ in points], color=paint, linewidth=2, alpha=0.3)
+        axes.set_xlabel("KL, nats", loc="right", labelpad=2)
+        return _svg(figure, name)
+
+
+def reliability(points: Points, *, name: str) -> str:
+    """How often a prediction was right against how sure it was, with intervals; dashed where both are equal."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure, axes = _axes()
+        axes.plot([0.5, 1], [0.5, 1], color=_PAINT["muted"], linewidth=1, dashes=(3, 3))
+        _bars(axes, points)
+        as_percent = FuncFormatter(lambda share, _: f"{100 * share:.3g} %")
+        axes.xaxis.set_major_formatter(as_percent)
+        axes.yaxis.set_major_formatter(as_percent)
+        axes.set_xlim(0.48, 1.02)
+        axes.set_xlabel("predicted", loc="right", labelpad=2)
+        return _svg(figure, name)
+
+
+def shares(rows: Sequence[tuple[str, Estimate]], *, name: str, label: str, neutral: float = 0.5) -> str:
+    """Shares by group with their intervals, and the line of chance."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure, axes = _axes()
+        axes.axhline(neutral, color=_PAINT["muted"], linewidth=1, dashes=(3, 3))
+        _bars(axes, [(float(place), estimate) for place, (_, estimate) in enumerate(rows)])
+        axes.set_xticks(range(len(rows)), [text for text, _ in rows])
+        axes.set_xlim(-0.6, len(rows) - 0.4)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
+        axes.set_xlabel(label, loc="right", labelpad=2)
+        return _svg(figure, name)
+
+
+def _bars(axes: Axes, points: Points) -> None:
+    x = [place for place, _ in points]
+    low, high = [e.low for _, e in points], [e.high for _, e in points]
+    axes.vlines(x, low, high, color=_PAINT["blue"], linewidth=2, alpha=0.4)
+    axes.plot(x, [e.value for _, e in points], color=_PAINT["blue"], marker="o", markersize=4.5, linestyle="none")
+
+
 def histogram(values: Sequence[float], *, name: str) -> str:
     """Histogram of finite ``values`` with edges on multiples of the width, so that no bar straddles zero."""
     x = np.asarray(values, dtype=float)

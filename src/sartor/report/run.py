@@ -19,6 +19,14 @@ FILES = {
     "margins.json": "the histogram of margins",
     "config.yaml": "the options",
 }
+# What a verb does not write is not missing.
+UNWRITTEN = {
+    "sft": ("margins.json",),
+    "ppo": ("margins.json",),
+    "dpo --online": ("margins.json",),
+    "reward": ("samples.jsonl",),
+    "reward --evaluate": ("samples.jsonl", "metrics.jsonl"),
+}
 Series = list[tuple[float, Estimate]]
 
 
@@ -64,6 +72,8 @@ def read_run(path: Path) -> Run:
     run.train, run.evals = _by_step(rows, "train"), _by_step(rows, "eval")
     run.samples = _lines(run, "samples.jsonl")
     _check_finite(run)
+    unwritten = UNWRITTEN.get(str(run.summary.get("verb")), ())
+    run.missing = [name for name in run.missing if name not in unwritten]
     return run
 
 

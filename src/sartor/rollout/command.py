@@ -67,19 +67,27 @@ def read_prompts(source: str) -> list[Text]:
     Raises:
         UserError: no such file, or nothing in it.
     """
-    path = Path(source)
-    if path.suffix == ".txt":
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"--prompts {source}: {reason}; wanted a text file with one prompt a line") from error
-        if not any(lines):
-            raise UserError(f"--prompts {source} is empty: wanted one prompt a line")
-        return [line for line in lines if line]
+    if Path(source).suffix == ".txt":
+        return [*read_lines(source, "--prompts")]
     loaded = load_examples(source, wanted=WITH_PROMPTS)
     say(f"prompts {loaded}")
     return [example.prompt for example in loaded.examples if isinstance(example, WITH_PROMPTS)]
+
+
+def read_lines(source: str, option: str) -> list[str]:
+    """The lines of a text file that say anything.
+
+    Raises:
+        UserError: no such file, or nothing in it.
+    """
+    try:
+        lines = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{option} {source}: {reason}; wanted a text file with one prompt a line") from error
+    if not any(lines):
+        raise UserError(f"{option} {source} is empty: wanted one prompt a line")
+    return [line for line in lines if line]
 
 
 def shown(prompt: object) -> str:

@@ -44,13 +44,18 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. ``temperature`` 0 is greedy; ``top_p`` keeps the likeliest words that make up that much mass."""
+    """How to sample. ``temperature`` 0 is greedy; ``top_p`` keeps the likeliest words that make up that much mass.
+
+    ``packs`` says whether to lay out the weights for decoding, which adds products up in another order; None leaves
+    that to the memory that is free now.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 64
     seed: int = 0
+    packs: bool | None = None
 
 
 @torch.no_grad()
@@ -84,9 +89,10 @@ def sample(
     use_lean_layers(model, bool(model.shares_prompts) and not model.is_adapted)
     if model.shares_prompts:
         steps = len(uniform) * sampling.max_new_tokens / sampling.batch_size
-        packs = steps >= PACK_STEPS and available_memory() - resident_memory() > 2 * sum(
-            p.nbytes for p in model.core.parameters()
-        )
+        room = sampling.packs
+        if room is None:
+            room = available_memory() - resident_memory() > 2 * sum(p.nbytes for p in model.core.parameters())
+        packs = steps >= PACK_STEPS and room
         with packed_weights(model.core, sampling.batch_size) if packs else nullcontext():
             tokens = _Decoder(model, prompts, n, uniform, sampling, progress).run()
     else:

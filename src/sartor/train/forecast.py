@@ -1,13 +1,16 @@
-"""What a preference run will cost: its passes counted from the data itself, timed or looked up by ``sartor.plan``."""
+"""What a run will cost: its passes counted from the data itself, timed or looked up by ``sartor.plan``."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Protocol, runtime_checkable
 
-from sartor.config import DpoConfig, PlanConfig
+from sartor.config import AnsweringConfig, PlanConfig, TrainingConfig
+from sartor.console import say
 from sartor.data.trees import TokenTree, split_by_budget
 from sartor.errors import UserError
 from sartor.machine import available_memory, resident_memory, set_up_memory
+from sartor.model.checkpointing import checkpoint_layers, layers_of
 from sartor.model.load import LanguageModel, load_shape, pick_device
 from sartor.model.tree_attention import scores_kept
 from sartor.objectives.objective import Objective
@@ -15,9 +18,13 @@ from sartor.objectives.specs import parse_objective
 from sartor.plan.devices import device_named
 from sartor.plan.forecast import Forecast, Load, Place, Sampled, Smaller, Workload, forecast
 from sartor.plan.shape import GIB, Group, Shape
+from sartor.plan.words import one_line, warning
 from sartor.rollout.local import Sampling
 from sartor.train.loop import Plan, steps_of
 from sartor.train.preferences import Preferences, encode, read_preferences
+from sartor.train.run import RunFolder
+from sartor.train.stopwatch import Stopwatch
+from sartor.types import Text
 
 PROCESS = 0.6 * GIB  # Python, torch and transformers, before any weights
 GROWTH = (
@@ -25,17 +32,61 @@ GROWTH = (
 )  # what a process on a CPU comes to hold besides: kernels for the shapes it met, the allocator's slack
 
 
+@runtime_checkable
+class Data(Protocol):
+    """Encoded examples: one tree each, what it answers, and the labels to spread evenly over an epoch, if any."""
+
+    @property
+    def trees(self) -> Sequence[TokenTree]: ...  # noqa: D102
+
+    @property
+    def prompts(self) -> Sequence[Text]: ...  # noqa: D102
+
+    @property
+    def labels(self) -> Sequence[Hashable]: ...  # noqa: D102
+
+
+def announce(
+    run: RunFolder,
+    watch: Stopwatch,
+    config: TrainingConfig,
+    model: LanguageModel,
+    objective: Objective | None,
+    training: Data,
+    held_out: Data,
+    fresh: Sequence[TokenTree] = (),
+) -> None:
+    """Say what the run will take, keep it for the end, and checkpoint as many layers as memory asks for."""
+    done = next((step for step, _ in run.checkpoints()), 0)
+    found = forecast_run(
+        config, model, objective, training, held_out, fresh, done=done, elapsed=watch.total if done == 0 else 0.0
+    )
+    if isinstance(found, str):
+        say(f"note    no forecast: {found}")
+        checkpoint_layers(model, len(layers_of(model)) if config.checkpointing == "always" else 0)
+        return
+    checkpoint_layers(model, found.checkpointed)
+    say(f"plan    {'what is left, ' * (done > 0)}{one_line(found)}")
+    if wanting := warning(found):
+        say(f"note    {wanting}")
+    if run.read_json("forecast.json") is None and done == 0:
+        run.write_json("forecast.json", found.record())
+
+
 def workload(
-    config: DpoConfig,
-    objective: Objective,
-    training: Preferences,
-    held_out: Preferences,
+    config: TrainingConfig,
+    objective: Objective | None,
+    training: Data,
+    held_out: Data,
     fresh: Sequence[TokenTree],
     *,
     context: int | None = None,
     done: int = 0,
 ) -> Workload:
-    """The passes of a run, but for the ``done`` steps. ``fresh`` are the trees whose reference is to be computed."""
+    """The passes of a run, but for the ``done`` steps. ``fresh`` are the trees whose reference is to be computed.
+
+    Without an objective there is no reference either, and so no KL to measure.
+    """
     budget = config.token_budget
     steps = steps_of(config.epochs, config.max_steps, len(training.trees), config.batch_size)
     plan = Plan(len(training.trees), config.batch_size, steps, config.seed, training.labels)
@@ -45,23 +96,23 @@ def workload(
     groups = groups or [training.trees[:1]]
     trained = _load(groups) if done < steps else Load()
     evaluated = _load(_groups(held_out.trees, budget)) * evaluations
-    if objective.needs_kl:
+    if objective and objective.needs_kl:
         evaluated += trained  # the rival's own pass
-    if objective.mixes and len(groups) > steps - done:
+    if objective and objective.mixes and len(groups) > steps - done:
         evaluated += trained  # the first of two passes
     sampled = None
-    prompts = min(config.eval_prompts, len(set(held_out.prompts)))
-    if prompts:
+    if isinstance(config, AnsweringConfig) and (prompts := min(config.eval_prompts, len(set(held_out.prompts)))):
         room = max(1, min(config.max_length, (context or 2**31) - config.max_new_tokens))
         lengths = [min(room, len(tree.prompt)) for tree in held_out.trees]
         # Answers before and after; KL on one answer each at every evaluation, which both models then score.
-        answers = ((1 + (done == 0)) * config.eval_samples + evaluations) * prompts
+        measured = evaluations * (objective is not None)
+        answers = ((1 + (done == 0)) * config.eval_samples + measured) * prompts
         rows = min(prompts * config.eval_samples, Sampling().batch_size)
         usual = sum(lengths) // len(lengths)
         sampled = Sampled(answers, rows, config.max_new_tokens, usual, max(lengths))
         answered = TokenTree((0,) * usual, ((0,) * config.max_new_tokens,))
-        evaluated += _load(_groups([answered] * prompts, budget)) * 2 * evaluations
-        evaluated += _load(_groups([TokenTree((0,) * usual, ())] * prompts, budget)) * (2 + evaluations)
+        evaluated += _load(_groups([answered] * prompts, budget)) * 2 * measured
+        evaluated += _load(_groups([TokenTree((0,) * usual, ())] * prompts, budget)) * (2 + measured)
     return Workload(
         reference=_load(_groups(fresh, budget)),
         training=trained,
@@ -75,11 +126,11 @@ def workload(
 
 
 def forecast_run(
-    config: DpoConfig,
+    config: TrainingConfig,
     model: LanguageModel,
-    objective: Objective,
-    training: Preferences,
-    held_out: Preferences,
+    objective: Objective | None,
+    training: Data,
+    held_out: Data,
     fresh: Sequence[TokenTree],
     *,
     done: int = 0,
@@ -93,7 +144,7 @@ def forecast_run(
     Args:
         config: of the run.
         model: as loaded.
-        objective: what is minimised.
+        objective: of preferences, where there is one.
         training: its data.
         held_out: what is measured on.
         fresh: the trees whose reference log-probs are to be computed.
@@ -160,9 +211,9 @@ def plan_dpo(config: PlanConfig) -> Forecast:
         raise UserError(f"--model {config.model}: this architecture cannot be planned: {reason}") from error
 
 
-def rival(config: DpoConfig, objective: Objective, weights: int) -> int:
+def rival(config: TrainingConfig, objective: Objective | None, weights: int) -> int:
     """Bytes of a second model, where the objective compares whole distributions and no adapter shares the weights."""
-    return weights if objective.needs_kl and not config.lora_r else 0
+    return weights if objective and objective.needs_kl and not config.lora_r else 0
 
 
 def made_up(config: PlanConfig, context: int | None = None) -> list[Preferences]:
@@ -181,7 +232,7 @@ def made_up(config: PlanConfig, context: int | None = None) -> list[Preferences]
     return [Preferences([tree] * count, [str(i) for i in range(count)], []) for count in counts]
 
 
-def smaller(config: DpoConfig, trees: Sequence[TokenTree]) -> Callable[[], Iterator[Smaller]]:
+def smaller(config: TrainingConfig, trees: Sequence[TokenTree]) -> Callable[[], Iterator[Smaller]]:
     """Settings that need less memory, nearest first: smaller micro-batches, an adapter, both."""
 
     def settings() -> Iterator[Smaller]:

@@ -52,8 +52,12 @@ class MasterWeights:
     weights are their own masters.
     """
 
-    def __init__(self, network: torch.nn.Module, weight_decay: float) -> None:
-        named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    def __init__(
+        self, trained: torch.nn.Module | Sequence[tuple[str, torch.nn.Parameter]], weight_decay: float
+    ) -> None:
+        if isinstance(trained, torch.nn.Module):
+            trained = [(name, p) for name, p in trained.named_parameters() if p.requires_grad]
+        named = [(name, p.requires_grad_(True)) for name, p in trained]
         self.names = [name for name, _ in named]
         self.working = [p for _, p in named]
         self.master = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in self.working]

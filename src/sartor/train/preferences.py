@@ -1,7 +1,7 @@
 """Preference data on its way to training: read, split by prompt, encoded, with the reference beside it."""
 
 import hashlib
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sartor.config import DpoConfig
-from sartor.console import progress, say
+from sartor.config import TrainingConfig
+from sartor.console import progress
 from sartor.data.chat import as_conversation, encode_preferences
-from sartor.data.files import Where
-from sartor.data.formats import load_examples
+from sartor.data.rows import Rows, hold_out, read_rows
 from sartor.data.trees import TokenTree, pack
 from sartor.errors import UserError
 from sartor.model.forward import token_scores
@@ -25,25 +24,6 @@ from sartor.objectives.objective import Objective
 from sartor.types import Comparison, Judged, Ranking, Text
 
 Preference = Comparison | Ranking | Judged
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Preferences as read, each with its place in the file, and what to tell the reader about them."""
-
-    examples: list[Preference]
-    where: list[Where]
-    kind: str
-    notes: list[str] = field(default_factory=list)
-
-    def take(self, index: Sequence[int]) -> "Rows":
-        """Some of them; the notes stay with all."""
-        return Rows([self.examples[i] for i in index], [self.where[i] for i in index], self.kind)
-
-    @property
-    def verdicts(self) -> set[bool]:
-        """The labels of judged completions that occur."""
-        return {example.good for example in self.examples if isinstance(example, Judged)}
 
 
 @dataclass(frozen=True)
@@ -115,77 +95,45 @@ class Preferences:
         return TreeLogps(batch.trees, batch.lengths, scores.logps, reference, kl, certainty)
 
 
-def read_preferences(config: DpoConfig, objective: Objective) -> tuple[Rows, Rows]:
+def read_preferences(config: TrainingConfig, objective: Objective) -> tuple[Rows, Rows]:
     """Training and held-out preferences: two files, or one split by prompt so that no prompt is in both.
 
     Raises:
         UserError: whatever ``load_examples`` refuses, or too few prompts to hold any out.
     """
-    rows = _read(config.data, config, objective)
-    if config.eval_data is not None:
-        held_out = _read(config.eval_data, replace(config, split=config.eval_split or config.split), objective)
-        training = _without(rows, {example.prompt for example in held_out.examples}, config.data)
-    else:
-        wanted = max(1, min(round(config.eval_fraction * len(rows.examples)), config.eval_limit or len(rows.examples)))
-        aside: list[int] = []
-        missing = rows.verdicts
-        for group in _by_prompt(rows, config.seed):
-            here = rows.take(group).verdicts
-            if len(aside) < wanted or here & missing:  # a rare label must not be missing from what is held out
-                aside += group
-                missing -= here
-        rest = sorted(set(range(len(rows.examples))) - set(aside))
-        if not rest:
-            raise UserError(f"{config.data}: no prompt is left to train on once one is held out; name --eval-data")
-        if rows.take(rest).verdicts != rows.verdicts:
-            raise UserError(f"{config.data}: too few prompts of one label to train on some and hold out others")
-        training, held_out = replace(rows.take(rest), notes=rows.notes), rows.take(sorted(aside))
-    return _limited(training, config.limit, config.seed), _limited(held_out, config.eval_limit, config.seed)
+    return hold_out(config, lambda source, split: read_source(source, split, config, objective), _verdicts)
 
 
-def _without(rows: Rows, prompts: Set[Text], source: str) -> Rows:
-    """Rows whose prompt is not held out: what was trained on proves nothing."""
-    kept = [i for i, example in enumerate(rows.examples) if example.prompt not in prompts]
-    if not kept:
-        raise UserError(f"{source}: all its prompts are in --eval-data too, so none is left to train on")
-    seen = len(rows.examples) - len(kept)
-    note = [f"{source}: {seen} rows left out of training: their prompts are held out in --eval-data"] if seen else []
-    return replace(rows.take(kept), notes=[*rows.notes, *note])
+def _verdicts(rows: Rows) -> set[object]:
+    """The labels of judged completions that occur."""
+    return {example.good for example in rows.examples if isinstance(example, Judged)}
 
 
-def _limited(rows: Rows, limit: int | None, seed: int) -> Rows:
-    if limit is None or limit >= len(rows.examples):
-        return rows
-    chosen = sorted(np.random.default_rng([seed, 3]).permutation(len(rows.examples))[:limit].tolist())
-    return replace(rows.take(chosen), notes=rows.notes)
+def read_source(source: str, split: str, config: TrainingConfig, objective: Objective) -> Rows:
+    """The preferences of one source that ``objective`` has a use for.
 
-
-def _read(source: str, config: DpoConfig, objective: Objective) -> Rows:
+    Raises:
+        UserError: whatever ``load_examples`` refuses, or nothing in it that prefers anything.
+    """
     # Verdicts are read in any case: what is wrong then is the loss, and the data need no other name.
-    loaded = load_examples(
-        source, wanted=(Comparison, Ranking, Judged), split=config.split, on_bad_row=config.on_bad_row
-    )
+    rows = read_rows(source, split, (Comparison, Ranking, Judged), config)
     others = [term.name for term in objective.terms if term.traits.kind != "completions"]
-    if others and any(isinstance(example, Judged) for example in loaded.examples):
+    if others and any(isinstance(example, Judged) for example in rows.examples):
         raise UserError(
-            f"{source} holds {loaded.format}, and loss {others[0]} learns from comparisons; "
+            f"{source} holds {rows.kind}, and loss {others[0]} learns from comparisons; "
             "--loss kto, bco or apo_zero_unpaired learn from verdicts"
         )
-    say(f"data    {loaded}")
-    notes = [f"{source}: {s.count} rows left out: {reason} (first: {s.where})" for reason, s in loaded.skipped.items()]
-    examples = [example for example in loaded.examples if isinstance(example, Comparison | Ranking | Judged)]
-    rows = Rows(examples, loaded.where, loaded.format, notes)
-    if len(rows.verdicts) == 1:
-        word = "good" if rows.verdicts == {True} else "bad"
-        raise UserError(f"{source}: all {len(examples)} completions are judged {word}: wanted both labels")
-    tied = [_is_tie(example) for example in examples]
+    if len(verdicts := _verdicts(rows)) == 1:
+        word = "good" if verdicts == {True} else "bad"
+        raise UserError(f"{source}: all {len(rows.examples)} completions are judged {word}: wanted both labels")
+    tied = [_is_tie(example) for example in rows.examples]
     ties = tied.count(True)
-    if ties == len(examples):
+    if ties == len(tied):
         raise UserError(f"{source}: all {ties} rows are ties: there is nothing to prefer")
     if not ties or objective.reads_ties:
         return rows
-    notes.append(f"{source}: {ties} tied rows left out: {objective} has no use for them")
-    return replace(rows.take([i for i, is_tie in enumerate(tied) if not is_tie]), notes=notes)
+    note = f"{source}: {ties} tied rows left out: {objective} has no use for them"
+    return replace(rows.take([i for i, is_tie in enumerate(tied) if not is_tie]), notes=[*rows.notes, note])
 
 
 def _is_tie(example: Preference) -> bool:
@@ -198,15 +146,7 @@ def _is_tie(example: Preference) -> bool:
     return example.tie
 
 
-def _by_prompt(rows: Rows, seed: int) -> list[list[int]]:
-    groups: dict[Text, list[int]] = {}
-    for i, example in enumerate(rows.examples):
-        groups.setdefault(example.prompt, []).append(i)
-    prompts = list(groups.values())
-    return [prompts[i] for i in np.random.default_rng([seed, 1]).permutation(len(prompts))]
-
-
-def encode(model: LanguageModel, rows: Rows, config: DpoConfig, objective: Objective) -> Preferences:
+def encode(model: LanguageModel, rows: Rows, config: TrainingConfig, objective: Objective) -> Preferences:
     """Token trees of ``rows``, with notes on what was cut or left out.
 
     Raises:

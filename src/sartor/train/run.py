@@ -35,15 +35,17 @@ class RunFolder:
         """Whether all was written, the report last."""
         return (self.path / "report.html").is_file()
 
-    def check(self, config: Any, allowed: Collection[str] = ()) -> None:
+    def check(self, config: Any, allowed: Collection[str] = (), may_change: Collection[str] = ()) -> None:
         """Refuse early what could not be done later. ``allowed`` files may be in the folder before the run.
+
+        ``may_change`` are options that a resumed run need not share with its start.
 
         Raises:
             UserError: files or a run are there already and no --resume, or no run to resume, or one made with other
                 options, or a folder that cannot be written.
         """
         if config.resume:
-            return self._check_same_options(config)
+            return self._check_same_options(config, {"output", *may_change})
         if self.path.is_file() or self.exists:
             raise UserError(f"--output {self.path} exists already: --resume goes on with it, or name a new folder")
         try:
@@ -56,7 +58,7 @@ class RunFolder:
             raise UserError(f"--output {self.path} cannot be written: {error.strerror or error}") from error
         return None
 
-    def _check_same_options(self, config: Any) -> None:
+    def _check_same_options(self, config: Any, free: Collection[str]) -> None:
         if not self.exists:
             raise UserError(f"--resume: {self.path} holds no run (no config.yaml); leave --resume out to start one")
         theirs = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
@@ -65,7 +67,7 @@ class RunFolder:
             f"{name} {value} (was {'not set' if theirs[name] is None else theirs[name]})"
             for name, value in ours.items()
             # What was left open is filled in by the run, and the folder may have moved.
-            if name in theirs and name != "output" and value is not None and value != theirs[name]
+            if name in theirs and name not in free and value is not None and value != theirs[name]
         ]
         if changed:
             raise UserError(
@@ -141,12 +143,8 @@ class RunFolder:
         cost, told = summary["cost"], summary.get("forecast") or {}
         time = duration(cost["seconds"]) + _foreseen(told.get("seconds"), duration)
         memory = f"{cost['peak_memory_gib']:.1f} GiB" + _foreseen(told.get("peak_memory_gib"), "{:.1f}".format)
-        return (
-            f"\n{summary['headline']}\n\n"
-            f"report  {self.path / 'report.html'}\n"
-            f"model   {self.path / 'model'}\n"
-            f"cost    {time}, peak {memory}"
-        )
+        model = f"model   {self.path / 'model'}\n" if (self.path / "model").is_dir() else ""
+        return f"\n{summary['headline']}\n\nreport  {self.path / 'report.html'}\n{model}cost    {time}, peak {memory}"
 
     def checkpoints(self) -> Iterator[tuple[int, Path]]:
         """Complete checkpoints, newest first."""

@@ -1,18 +1,21 @@
 """Prompts that a run never trains on, answered before and after, and the distance from the reference on them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from sartor.config import DpoConfig
+from sartor.config import AnsweringConfig
 from sartor.console import progress
 from sartor.data.chat import encode_prompts
 from sartor.data.trees import TokenIds
-from sartor.evaluate.answers import Answers, answer, kl_to_reference
+from sartor.evaluate.answers import Answers, answer, compare, kl_to_reference
 from sartor.evaluate.statistics import Estimate
 from sartor.model.load import LanguageModel, load
 from sartor.rewards.scoring import Scorer
 from sartor.rollout.local import Sampling
+from sartor.train.run import RunFolder
+from sartor.train.summary import cut_answers, side_by_side
 from sartor.types import Text
 
 
@@ -20,7 +23,7 @@ class Showcase:
     """Up to ``config.eval_prompts`` unlike prompts from the held-out data, chosen by the seed."""
 
     def __init__(
-        self, model: LanguageModel, held_out: Sequence[Text], config: DpoConfig, scorer: Scorer | None
+        self, model: LanguageModel, held_out: Sequence[Text], config: AnsweringConfig, scorer: Scorer | None
     ) -> None:
         self.model, self.config, self.scorer = model, config, scorer
         unlike = list(dict.fromkeys(held_out))
@@ -35,6 +38,20 @@ class Showcase:
         sampling = Sampling(config.max_new_tokens, config.temperature, seed=config.seed)
         with progress(label, len(self.prompts) * n) as advance:
             return answer(self.model, self.prompts, self.ids, n, sampling, self.scorer, advance)
+
+    def ask_before(self, run: RunFolder) -> None:
+        """Have the model answer as it came, unless an earlier process of this run did."""
+        known = Answers.from_rows(run.read_jsonl("samples_before.jsonl"))
+        if known.prompts != self.prompts:
+            run.write_jsonl("samples_before.jsonl", self.answers("answers before").rows())
+
+    def ask_after(self, run: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
+        """Have it answer again: how that compares with before, and notes. None where there are no prompts."""
+        if not self.prompts:
+            return None, []
+        before, after = Answers.from_rows(run.read_jsonl("samples_before.jsonl")), self.answers("answers after")
+        run.write_jsonl("samples.jsonl", side_by_side(before, after))
+        return compare(before, after), cut_answers(before, after, self.config.max_new_tokens)
 
     def kl(self, step: int) -> Estimate:
         """KL(policy ‖ reference) at this step, in nats per completion; 0 at step 0, where they are the same."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sartor.config import DpoConfig, to_yaml
+from sartor.config import TrainingConfig, to_yaml
 from sartor.evaluate.answers import Answers
 from sartor.evaluate.statistics import Estimate
 from sartor.rewards.scoring import as_rows
@@ -59,10 +59,10 @@ def side_by_side(before: Answers, after: Answers) -> list[dict[str, Any]]:
     ]
 
 
-def model_card(config: DpoConfig, summary: Mapping[str, Any]) -> str:
+def model_card(config: TrainingConfig, summary: Mapping[str, Any]) -> str:
     """``README.md`` of a run, with the metadata block that the Hub reads."""
     base = None if Path(config.model).exists() or config.model == "smollm2" else config.model
-    meta = {"library_name": "peft" if config.lora_r else "transformers", "tags": ["sartor", "dpo", "preferences"]}
+    meta = {"library_name": "peft" if config.lora_r else "transformers", "tags": ["sartor", summary["verb"]]}
     front = yaml.safe_dump({**meta, **({"base_model": base} if base else {})}, sort_keys=False)
     notes = "".join(f"- {note}\n" for note in summary["data"]["notes"])
     return f"""---

@@ -1,0 +1,1 @@
+"""Tasks whose true score is known, so that what training did to a model can be checked."""
