@@ -304,10 +304,10 @@ def command(config: DpoConfig, *extra: str) -> list[str]:
 
 @pytest.mark.parametrize("lora", [(), ("--lora-r", "4")], ids=["full", "lora"])
 def test_killed_and_resumed_equals_uninterrupted(config: DpoConfig, tmp_path: Path, lora: tuple[str, ...]) -> None:
-    """Really kills the process, with SIGKILL, twice: before a checkpoint, and after several."""
+    """Really kills the process, with SIGKILL, three times: before a checkpoint, after one, and near the end."""
     smooth = replace(config, output=tmp_path / "smooth")
     subprocess.run(command(smooth, *lora), check=True, capture_output=True, env=_env(tmp_path, "a"))
-    for after in (1, 8):
+    for after in (1, 5, 9):
         resume = ("--resume",) if config.output.exists() else ()
         process = subprocess.Popen(
             command(config, *lora, *resume),
