@@ -28,7 +28,7 @@ demo: install
 	$(BIN)/sartor demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check

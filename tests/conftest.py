@@ -1,5 +1,6 @@
 """Tiny random models made on the spot, and the one real model."""
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +25,30 @@ from transformers import (
 from sartor.data.trees import TokenTree
 from sartor.model.load import LanguageModel
 
+# Several tests run at once, each in a worker: they and what they start share the cores instead of fighting for them.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    threads = max(1, (os.cpu_count() or 1) // int(workers))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
 VOCABULARY = 261  # bytes, and five special tokens
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+# Rewards that an untrained model can learn to earn: even letters, and many of them.
+SCORER = """
+def even(prompts, completions, **columns):
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [sum(ord(letter) % 2 == 0 for letter in text) / max(1, len(text)) for text in texts]
+
+def length(prompts, completions, **columns):
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [float(len(text)) for text in texts]
+
+def nothing(prompts, completions, **columns):
+    return [0.0] * len(completions)
+"""
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import SCORER
 
 from sartor import config as configs
 from sartor.cli import HELP, main
+from sartor.compare import experiment
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -22,10 +24,17 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def _here(command: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    return int(stop.value.code or 0)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages speak of."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment, "_call", _here)  # arms of compare in this process: starting Python takes longer
     rows = [{"prompt": f"Name {i}. ", "chosen": f"A{i} yes", "rejected": f"b{i} no"} for i in range(12)]
     (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     judged = [{"prompt": f"Name {i}. ", "completion": f"A{i} yes", "label": i % 2 == 0} for i in range(12)]
@@ -35,7 +44,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ranked = [{"prompt": f"Name {i}. ", "completions": ["A", "b", "c"], "ranks": [1, 2, 3]} for i in range(12)]
     (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ranked))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (tmp_path / "prompts.txt").write_text("Name a colour.\nName a fruit.\n")
+    (tmp_path / "prompts.txt").write_text("Name a colour.\nName a fruit.\nName a tree.\nName a town.\n")
+    (tmp_path / "scorer.py").write_text(SCORER)
     for page in PAGES:
         for block in blocks(page, "python") + blocks(page, "yaml"):
             if name := re.match(r"# (\w+\.(py|yaml))", block):
@@ -75,6 +85,10 @@ def _tiny(words: list[str], tiny_folder: Path) -> list[str]:
     if words[0] == "rlhf":
         quick = ["--sft", "max_steps=1", "eval_prompts=2", "--ppo", "max_steps=1", "eval_fraction=0.5"]
         return [*words, *quick, "--max-new-tokens", "4", "--no-judge-stages"]
+    if words[0] == "compare":
+        # A scorer that answers of random bytes differ by.
+        own = ["--prompts", "prompts.txt", "--score", "scorer.py:even"]
+        return [*words, *own, "--size", "quick", "--seeds", "1", "--max-new-tokens", "4"]
     if words[0] == "ppo":
         return [*words, "--max-new-tokens", "4", "--max-steps", "1", "--eval-fraction", "0.5"]
     return [*words, "--max-new-tokens", "4"] if words[0] == "sample" else words
@@ -111,6 +125,7 @@ def test_every_verb_is_on_the_first_screen() -> None:
         "reward",
         "ppo",
         "rlhf",
+        "compare",
         "plan",
         "losses",
         "sample",

@@ -13,8 +13,9 @@ LAYERS = [
     {"rollout", "rewards", "objectives"},
     {"evaluate", "plan", "report", "tasks"},
     {"train"},
-    {"demo"},
+    {"demo", "compare"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Statistics are arithmetic without a layer; the report reads a run folder and nothing else.

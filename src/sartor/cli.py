@@ -17,6 +17,7 @@ import tyro
 
 from sartor import __version__
 from sartor.config import (
+    CompareConfig,
     DemoConfig,
     DpoConfig,
     LossesConfig,
@@ -38,6 +39,7 @@ HELP = f"""sartor {__version__}: alignment of language models, made to measure
   sartor reward    train a reward model on comparisons or rankings, or measure one
   sartor ppo       maximise a reward under a KL leash: PPO, RLOO, GRPO
   sartor rlhf      the three steps in one: demonstrations, reward model, reinforcement, in rounds
+  sartor compare   DPO or RLHF? both on the same feedback: reward, distance, variety and cost
   sartor plan      what a run would take: time, memory, FLOPs, without weights or device
   sartor losses    the catalogue of objectives: formulas, needs, shapes, and what yours is like
   sartor sample    answer prompts with a model
@@ -93,6 +95,7 @@ GOES_ON = {
     "reward": RESUMES,
     "ppo": RESUMES,
     "rlhf": RESUMES,
+    "compare": RESUMES,
     "demo": "; the same command goes on from there",
 }
 
@@ -145,6 +148,7 @@ def _run(arguments: list[str]) -> int:
         "reward": _reward,
         "ppo": _ppo,
         "rlhf": _rlhf,
+        "compare": _compare,
         "plan": _plan,
         "losses": _losses,
         "sample": _sample,
@@ -198,6 +202,13 @@ def _rlhf(arguments: list[str]) -> None:
     from sartor.train.rlhf import run_rlhf
 
     print(run_rlhf(config, command=_command("rlhf", arguments)))
+
+
+def _compare(arguments: list[str]) -> None:
+    config = parse("compare", CompareConfig, arguments)
+    from sartor.compare.experiment import run_compare
+
+    print(run_compare(config, command=_command("compare", arguments)))
 
 
 def _plan(arguments: list[str]) -> None:

@@ -6,7 +6,6 @@ of the DPO paper, arXiv 2305.18290, section 6.1). DPO learns from the rankings, 
 never trained on. Every part is what ``sartor sample`` and ``sartor dpo`` do on your own data.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from itertools import count
@@ -14,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sartor.config import DemoConfig, DpoConfig
-from sartor.console import progress, say
-from sartor.data.chat import as_conversation, encode_prompts
+from sartor.console import say
 from sartor.data.trees import TokenTree
-from sartor.evaluate.answers import answer
 from sartor.machine import available_memory, resident_memory, set_up_memory
 from sartor.model.load import load, load_shape
 from sartor.objectives.specs import parse_objective
@@ -26,11 +23,11 @@ from sartor.plan.shape import Shape
 from sartor.rewards.vader import vader
 from sartor.rollout.local import Sampling
 from sartor.train.dpo import BEFORE_THE_RUN, train_dpo
+from sartor.train.feedback import collect
 from sartor.train.forecast import workload
 from sartor.train.preferences import Preferences
 from sartor.train.run import RunFolder
 from sartor.train.stopwatch import Stopwatch
-from sartor.types import Text
 
 ANSWERS = 4  # to each prompt: InstructGPT had people rank 4 to 9
 TOKENS = 48
@@ -100,22 +97,11 @@ def _collect(config: DemoConfig, run: RunFolder) -> None:
         return
     model = load(config.model)
     for part, name in files_of.items():
-        prompts: list[Text] = [as_conversation(prompt, "user") for prompt in _prompts(part)]
-        ids = encode_prompts(model.tokenizer, prompts, max_length=512)
         # A seed of its own: answers that were selected for being rankable must not be the "before" of the comparison.
         sampling = Sampling(TOKENS, TEMPERATURE, seed=config.seed + 1)
-        with progress(f"answers to rank, {part}", len(prompts) * ANSWERS) as advance:
-            answers = answer(model, prompts, ids, ANSWERS, sampling, vader, advance)
-        kept = [row for row in answers.rows() if len(set(row["scores"])) > 1]  # four equals rank nothing
-        run.write_jsonl(name, [_ranking(row) for row in kept])
-        say(f"ranked  {len(kept)} of {len(prompts)} prompts, {ANSWERS} answers each -> {run.path / name}")
-
-
-def _ranking(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the format ``prompt, completions, ranks``: 1 is best, equal scores share a rank."""
-    places = sorted(set(row["scores"]), reverse=True)
-    ranks = [places.index(score) + 1 for score in row["scores"]]
-    return {"prompt": row["prompt"], "completions": row["texts"], "ranks": ranks}
+        kept = collect(model, _prompts(part), ANSWERS, sampling, vader, f"answers to rank, {part}").rankings()
+        run.write_jsonl(name, kept)
+        say(f"ranked  {len(kept)} of {len(_prompts(part))} prompts, {ANSWERS} answers each -> {run.path / name}")
 
 
 def _prompts(part: str) -> list[str]:

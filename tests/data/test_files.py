@@ -138,7 +138,7 @@ NOT_JSON = "wanted one object per line, or one list of objects"
         ),
         (
             "cut.csv.gz",
-            gzip.compress(b"a\n1\n")[:-9],
+            gzip.compress(b"a\n1\n", mtime=0)[:-9],
             "cut.csv.gz: cannot be unpacked after line 2 (Compressed file ended before the end-of-stream marker was "
             "reached): fetch it or gzip it again",
         ),

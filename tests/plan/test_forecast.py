@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SCORER
 
 from sartor.cli import main
-from sartor.config import DpoConfig, PlanConfig
+from sartor.config import DpoConfig, PlanConfig, PpoConfig
 from sartor.data.trees import TokenTree
 from sartor.errors import UserError
 from sartor.objectives.specs import parse_objective
@@ -17,7 +18,9 @@ from sartor.plan.devices import DEVICES, Device
 from sartor.plan.forecast import Load
 from sartor.plan.shape import GIB, Shape
 from sartor.plan.words import one_line, table, warning
-from sartor.train.forecast import _neediest, made_up, plan_dpo, smaller, workload
+from sartor.train.forecast import _neediest, made_up, plan_dpo, rollouts, smaller, workload
+from sartor.train.ppo import train_ppo
+from sartor.train.rollout import set_stage
 
 SHAPE = {
     "model_type": "llama",
@@ -65,7 +68,9 @@ def test_work_is_counted_from_the_run_itself() -> None:
     assert found.training == Load(2 * 90 * 40, 2 * 90 * 20, 2 * 90 * 40**2, 24)
     assert found.reference.tokens == 100 * 40
     assert found.sampled is not None
-    assert found.sampled.answers == (2 + 4) * 4  # before, after, and KL at each of four evaluations
+    assert (
+        found.sampled.answers == (2 + 5) * 4
+    )  # before, after, and what is measured at the start and at four evaluations
     twice = workload(
         PlanConfig(**{**vars(config), "loss": ("aot",), "token_budget": 80}),
         parse_objective(["aot"]),
@@ -221,3 +226,32 @@ def test_the_neediest_are_those_that_keep_scores_too() -> None:
     long, middle, small = (TokenTree((1,) * n, ((2,) * 10,)) for n in (1890, 502, 90))
     groups = [[long], [middle] * 3, [small] * 20]
     assert _neediest(groups) == [groups[2], groups[1], groups[0]]
+
+
+def test_rollouts_are_foreseen_as_they_are_counted(sharp_folder: Path, tmp_path: Path) -> None:
+    """Where no answer ends early, the FLOPs of a PPO run are those foreseen, but for the head and attention."""
+    (tmp_path / "scorer.py").write_text(SCORER)
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt number {i}\n" for i in range(10)))
+    config = PpoConfig(
+        model=str(sharp_folder),
+        data=str(tmp_path / "prompts.txt"),
+        output=tmp_path / "run",
+        reward=(f"{tmp_path / 'scorer.py'}:length",),
+        eval_fraction=0.2,
+        batch_size=4,
+        max_steps=2,
+        max_new_tokens=5,
+        dtype="float32",
+        lora_r=4,
+    )
+    run = train_ppo(config)
+    stage = set_stage(config, config.reward, with_critic=True)
+    work = rollouts(config, stage.training.ids, stage.held_out.ids, looks=3, passes=2 * 4, updates=4)
+    rows = [row for row in run.read_jsonl("metrics.jsonl") if row["split"] == "train"]
+    answers = sum(row["examples"] for row in rows)
+    assert work.steps == sum(row["policy/passes"] for row in rows)
+    assert work.sampled.answers == answers + 3 * len(stage.held_out.ids) * config.eval_samples
+    # All trees with full answers: at least what was computed, and hardly more, for few answers of it end early.
+    tokens = sum(row["tokens"] for row in rows)
+    assert tokens <= work.training.tokens / 8 <= 1.1 * tokens
+    assert run.read_json("forecast.json")["seconds"] > 0

@@ -86,7 +86,7 @@ def ten_steps(config: DpoConfig, name: str) -> list[float]:
     model = load(config.model, config.dtype)
     data = encode(model, read_preferences(config, objective)[0], config, objective)
     if objective.needs_reference:
-        (data,) = with_reference(model, (data,), config.token_budget, config.output / "reference.safetensors")
+        data = with_reference(model, data, config.token_budget, config.output / "reference.safetensors")
     rival = load(config.model, config.dtype) if objective.needs_kl else None
     weights = MasterWeights(model.network, 0.0)
     steps = train_steps(

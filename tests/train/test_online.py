@@ -6,21 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SCORER
 from safetensors.torch import load_file
 
 from sartor.config import DpoConfig
 from sartor.errors import UserError
 from sartor.train import trainer
 from sartor.train.dpo import train_dpo
-
-SCORER = """
-def even(prompts, completions, **columns):
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [sum(ord(letter) % 2 == 0 for letter in text) / max(1, len(text)) for text in texts]
-
-def nothing(prompts, completions, **columns):
-    return [0.0 for _ in completions]
-"""
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SCORER
 from safetensors.torch import load_file
 
 from sartor.config import PpoConfig, RewardConfig
@@ -20,16 +21,6 @@ from sartor.model.load import load
 from sartor.train import ppo as reinforcement
 from sartor.train.ppo import train_ppo
 from sartor.train.reward import train_reward
-
-SCORER = """
-def even(prompts, completions, **columns):
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [sum(ord(letter) % 2 == 0 for letter in text) / max(1, len(text)) for text in texts]
-
-def length(prompts, completions, **columns):
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [float(len(text)) for text in texts]
-"""
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """One dataclass per verb. YAML files and the command line fill the same fields; the strings under them are the help."""
 
+from sartor.config.compare import CompareConfig
 from sartor.config.files import from_yaml, to_yaml
 from sartor.config.rlhf import RlhfConfig, passed_on
 from sartor.config.training import (
@@ -16,6 +17,7 @@ from sartor.config.verbs import DemoConfig, LossesConfig, SampleConfig
 
 __all__ = [
     "AnsweringConfig",
+    "CompareConfig",
     "DemoConfig",
     "DpoConfig",
     "LossesConfig",

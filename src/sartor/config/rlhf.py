@@ -8,12 +8,13 @@ import tyro
 
 from sartor.config.fields import Checked, Count, OptionalText, Seed, Wanted
 from sartor.config.files import coerce
-from sartor.config.training import PpoConfig, RewardConfig, SftConfig
+from sartor.config.training import DpoConfig, PpoConfig, RewardConfig, SftConfig
 from sartor.errors import UserError, unknown
 
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")  # what feedback by people comes in
 OWN = ("model", "data", "output", "resume")  # what the road itself says to its stages
 STAGES = {"sft": SftConfig, "reward": RewardConfig, "ppo": PpoConfig}
+PASSED_TO = {**STAGES, "dpo": DpoConfig}
 PASSED_ON = tyro.conf.arg(metavar="OPTION=VALUE ...")
 
 
@@ -79,7 +80,7 @@ def passed_on(stage: str, options: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         UserError: a name that the stage does not have, or a value of another type.
     """
-    known = {f.name: f for f in fields(STAGES[stage])}
+    known = {f.name: f for f in fields(PASSED_TO[stage])}
     found = {}
     for option in options:
         mark = min((option.find(sign) for sign in "=:" if sign in option), default=-1)
@@ -90,5 +91,5 @@ def passed_on(stage: str, options: tuple[str, ...]) -> dict[str, Any]:
             raise unknown(f"option of {stage}", name, [name for name in known if name not in OWN])
         if value == "None":  # what YAML's null came through as
             continue
-        found[name] = coerce(STAGES[stage], name, value, f"--{stage} {name}")
+        found[name] = coerce(PASSED_TO[stage], name, value, f"--{stage} {name}")
     return found

@@ -66,7 +66,7 @@ class TrainingConfig(RunInputs):
     """Tokens of prompt and completion; longer prompts lose their start, longer completions are left out."""
 
     learning_rate: OptionalPositive = None
-    """Peak learning rate. Default by size: full 2e-5 to 0.5B, 5e-6 to 3B, 1e-6 above; LoRA 10 times that."""
+    """Peak learning rate. By size: full 2e-5 to 0.5B, 5e-6 to 3B, 1e-6 above; LoRA 10 times that (ppo 25); reward 5."""
     schedule: Annotated[str, OneOf("cosine", "linear", "constant")] = "cosine"
     """How the learning rate falls after warm-up: cosine, linear, or constant."""
     warmup_ratio: Annotated[float, Wanted("at least 0 and below 1", lambda value: 0 <= value < 1)] = 0.1
@@ -150,6 +150,8 @@ class DpoConfig(AnsweringConfig, ObjectiveOptions, RunInputs):
     """Learn from the model's own answers to the prompts of --data, ranked by this reward, NAME[:WEIGHT], as for ppo."""
     samples: Count = 4
     """Answers to each prompt, with --online."""
+    reference_cache: bool = True
+    """Take log-probs of the reference that earlier runs computed, and keep new ones for later runs."""
 
     def __post_init__(self) -> None:
         self.loss, self.online = words(self.loss), words(self.online)
@@ -298,4 +300,8 @@ class PpoConfig(SamplingConfig, PpoOptions, RunInputs):
 def words(loss: str | tuple[str, ...]) -> tuple[str, ...]:
     """Terms of a loss: "dpo sft:0.1" in quotes means the same as without; a path may have spaces in it."""
     specs = (loss,) if isinstance(loss, str) else loss
-    return tuple(part for spec in specs for part in ([spec] if ".py" in spec else spec.split()))
+    return tuple(part for spec in specs for part in ([spec] if _is_path(spec) else spec.split()))
+
+
+def _is_path(spec: str) -> bool:
+    return ".py" in spec or Path(spec).exists() or Path(spec.rpartition(":")[0] or spec).exists()

@@ -1,19 +1,16 @@
-"""What the model says: sampled answers before and after, how far it moved, who wins, and how alike they are."""
+"""What the model says: sampled answers before and after, who wins, and how alike they are."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-import torch
-
-from sartor.data.trees import TokenIds, TokenTree, split_by_budget
+from sartor.data.trees import TokenIds
 from sartor.evaluate.diversity import distinct_n
 from sartor.evaluate.statistics import Estimate, mean, proportion
 from sartor.model.load import LanguageModel
-from sartor.model.reference import score_trees
 from sartor.rewards.scoring import Scorer, as_rows, from_rows, score_texts
-from sartor.rollout.local import Sampling, sample
+from sartor.rollout.local import Sample, Sampling, sample
 from sartor.types import Text
 
 
@@ -30,9 +27,22 @@ class Answers:
         """As they stand in ``samples_before.jsonl``."""
         scores: Sequence[list[float] | None] = self.scores or [None] * len(self.prompts)
         return [
-            {"prompt": as_rows(prompt), "texts": texts, "lengths": lengths, "scores": score}
+            {"prompt": as_rows(prompt), "completions": texts, "lengths": lengths, "scores": score}
             for prompt, texts, lengths, score in zip(self.prompts, self.texts, self.lengths, scores, strict=True)
         ]
+
+    def rankings(self) -> list[dict[str, Any]]:
+        """The feedback that their scores are: rows of the format ``prompt, completions, ranks``.
+
+        Empty answers are left out, and prompts whose answers are all alike or worth the same.
+        """
+        found = []
+        for prompt, texts, scores in zip(self.prompts, self.texts, self.scores or [], strict=True):
+            said = [(text, score) for text, score in zip(texts, scores, strict=True) if text]
+            kept, worth = [text for text, _ in said], [score for _, score in said]
+            if len(set(kept)) > 1 and len(set(worth)) > 1:
+                found.append({"prompt": as_rows(prompt), "completions": kept, "ranks": ranks_of(worth)})
+        return found
 
     @classmethod
     def from_rows(cls, rows: Sequence[dict[str, Any]]) -> "Answers":
@@ -40,7 +50,7 @@ class Answers:
         scores = [row["scores"] for row in rows]
         return cls(
             [from_rows(row["prompt"]) for row in rows],
-            [row["texts"] for row in rows],
+            [row["completions"] for row in rows],
             [row["lengths"] for row in rows],
             None if None in scores else scores,
         )
@@ -56,38 +66,18 @@ def answer(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Answers:
     """Sample ``n`` answers to each prompt, and score them."""
-    samples = sample(model, ids, n, sampling, progress)
-    texts = [[one.text.strip() for one in row] for row in samples]
-    answers = Answers(list(prompts), texts, [[len(one.tokens) for one in row] for row in samples])
+    return answers_of(prompts, sample(model, ids, n, sampling, progress), scorer)
+
+
+def answers_of(prompts: Sequence[Text], drawn: Sequence[Sequence[Sample]], scorer: Scorer | None = None) -> Answers:
+    """What was sampled as answers, with their scores where there is a scorer."""
+    texts = [[one.text.strip() for one in row] for row in drawn]
+    answers = Answers(list(prompts), texts, [[len(one.tokens) for one in row] for row in drawn])
     if scorer is None:
         return answers
-    flat = iter(score_texts(scorer, [p for p in prompts for _ in range(n)], [text for row in texts for text in row]))
+    asked = [prompt for prompt, row in zip(prompts, texts, strict=True) for _ in row]
+    flat = iter(score_texts(scorer, asked, [text for row in texts for text in row]))
     return replace(answers, scores=[[next(flat) for _ in row] for row in texts])
-
-
-@torch.no_grad()
-def kl_to_reference(
-    policy: LanguageModel,
-    reference: LanguageModel,
-    prompts: Sequence[TokenIds],
-    sampling: Sampling,
-    token_budget: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Estimate:
-    """KL(policy ‖ reference) in nats per completion, over completions of at most ``sampling.max_new_tokens``.
-
-    One completion y per prompt is drawn from the policy itself (temperature 1, all words) and log π(y|x) minus
-    log π_ref(y|x) averaged: unbiased, though a single run of few prompts can come out below 0. ``reference`` may be
-    the policy itself, with an adapter to switch off.
-    """
-    drawn = sample(policy, prompts, 1, replace(sampling, temperature=1.0, top_p=1.0), progress)
-    trees = [TokenTree(prompt, (row[0].tokens,)) for prompt, row in zip(prompts, drawn, strict=True)]
-    ratios = []
-    for group in split_by_budget([tree.size for tree in trees], token_budget):
-        batch = [trees[i] for i in group]
-        ours, theirs = score_trees(policy, batch), score_trees(reference, batch, adapter=False)
-        ratios += [float((a - b).sum()) for a, b in zip(ours, theirs, strict=True)]
-    return mean(ratios)
 
 
 def compare(before: Answers, after: Answers) -> dict[str, Estimate | int | None]:
@@ -125,3 +115,13 @@ def win_rate(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
 def _by_prompt(rows: Sequence[Sequence[float]] | None) -> Estimate:
     rows = rows or []
     return mean([value for row in rows for value in row], [i for i, row in enumerate(rows) for _ in row])
+
+
+def ranks_of(scores: Sequence[float]) -> tuple[float, ...]:
+    """Places by score: 1 the highest, equal ones share a place.
+
+    >>> ranks_of([0.5, 2.0, 0.5])
+    (2.0, 1.0, 2.0)
+    """
+    places = sorted(set(scores), reverse=True)
+    return tuple(float(places.index(score) + 1) for score in scores)

@@ -103,6 +103,34 @@ def _clustered(samples: Sequence[Sample]) -> _Clustered:
     return _Clustered(value, float(np.sqrt((sums**2).sum())), int(cluster.max()) + 1, int(smallest))
 
 
+def crossed(samples: Sequence[Sample], others: Sequence[Sequence[object]]) -> Estimate:
+    """As :func:`combined`, where values belong to a second kind of group too, ``others`` (prompts, and seeds).
+
+    The variances by either kind add up, and that by both at once is counted once (Cameron, Gelbach & Miller 2011, eq.
+    2.11); never less than the larger of the two. Student t with the degrees of freedom of the kind that has fewer.
+
+    >>> print(crossed([Sample([1.0, 2.0, 1.2, 2.4], "abab")], ["ssuu"]))
+    1.65 [-5.34, 8.64]
+    """
+    one = _clustered(samples)
+    both = [[*zip(_names(s), other, strict=True)] for s, other in zip(samples, others, strict=True)]
+    kinds = [
+        _clustered([Sample(s.values, groups, s.weight) for s, groups in zip(samples, kind, strict=True)])
+        for kind in (others, both)
+    ]
+    smallest = min(one.smallest, kinds[0].smallest)
+    if not one.count or smallest < 2:
+        return Estimate(one.value, -math.inf, math.inf, one.count)
+    variances = [found.error**2 for found in (one, *kinds)]
+    error = math.sqrt(max(variances[0] + variances[1] - variances[2], *variances[:2]))
+    half = float(stats.t.ppf(0.975, smallest - 1)) * error
+    return Estimate(one.value, one.value - half, one.value + half, one.count)
+
+
+def _names(sample: Sample) -> Sequence[object]:
+    return range(len(sample.values)) if sample.groups is None else sample.groups
+
+
 def proportion(values: Sequence[float], groups: Sequence[object] | None = None) -> Estimate:
     """Share of successes with a Wilson score interval (Wilson 1927), clustered by ``groups``. A half counts as a tie.
 

@@ -18,7 +18,17 @@ from sartor.data.chat import plain_template
 from sartor.data.trees import TokenTree, TreeBatch, pack, split_by_budget
 from sartor.errors import UserError
 from sartor.model.forward import hidden_rows, packed_hidden, unsuited, use_attention, use_lean_layers
-from sartor.model.load import UNLOADABLE, LanguageModel, adapt, convert_gguf, load, pick_device, pick_dtype, quiet
+from sartor.model.load import (
+    UNLOADABLE,
+    LanguageModel,
+    adapt,
+    convert_gguf,
+    load,
+    name_base,
+    pick_device,
+    pick_dtype,
+    quiet,
+)
 from sartor.model.resolve import resolve
 
 # Between the last hidden states down both roads, as a share of their norm; smollm2 in bf16, twelve Open-Assistant
@@ -50,6 +60,7 @@ def new_reward_model(
     network.requires_grad_(True)
     if lora_r:
         network = adapt(network, lora_r, lora_alpha or 2 * lora_r, seed, task="SEQ_CLS")
+        name_base(network, name)
     network = network.to(source.device).eval()
     return LanguageModel(
         network, source.tokenizer, name, source.path, needs_base=source.needs_base, has_template=source.has_template

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from sartor.data.chat import end_of_turn, plain_template
 from sartor.errors import UserError
+from sartor.model.flops import count_flops
 from sartor.model.resolve import resolve
 
 # What transformers, PEFT and safetensors raise for files that are damaged, incomplete or of another kind.
@@ -51,6 +52,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         self.own_attention = self.core.config._attn_implementation
+        count_flops(self.core)
 
     def __str__(self) -> str:
         kind = "LoRA on frozen weights" if self.is_adapted else "all weights"
@@ -180,10 +182,15 @@ def load(
     needs_base = is_adapter or path.suffix == ".gguf"
     if lora_r:
         network = adapt(network, lora_r, 2 * lora_r if lora_alpha is None else lora_alpha, seed)
-        if not Path(name).exists() and name != "smollm2":
-            network.peft_config["default"].base_model_name_or_path = name  # the Hub id, not this disk's copy
+        name_base(network, name)
     network = network.to(pick_device()).eval()
     return LanguageModel(network, tokenizer, name, path, needs_base=needs_base, has_template=has_template)
+
+
+def name_base(network: Any, name: str) -> None:
+    """Have a fresh adapter name its base by the Hub id, where it has one, and not by this disk's copy."""
+    if not Path(name).exists() and name != "smollm2":
+        network.peft_config["default"].base_model_name_or_path = name
 
 
 def load_shape(name: str, dtype: str = "auto") -> LanguageModel:

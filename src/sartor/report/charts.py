@@ -1,12 +1,12 @@
 """Which curves the report shows, and what it says about each: how to read it and what a healthy one looks like."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sartor.evaluate.statistics import Estimate
-from sartor.report.plots import Points, curve, frontier, histogram, reliability, shares
+from sartor.report.plots import Route, curve, frontier, histogram, reliability, shares
 from sartor.report.run import Run, Series
 from sartor.report.words import Figure, as_float, figure, read_estimate, verdict
 
@@ -23,11 +23,13 @@ class Chart:
 
 def charts(run: Run) -> list[Chart]:
     """The small multiples, in reading order."""
+    truth = [_true_score, _learned_against_true] if run.held_out("objective/true_scores") else []
+    rewarded = [_rewards, *truth, _frontier]
     drawn: dict[str, list[Callable[[Run], Chart]]] = {
         "sft": [_perplexity, _loss],
         "reward": [_accuracy, _loss, _calibration, _by_strength, _by_length, _histogram],
-        "dpo --online": [_rewards, _frontier, _divergence, _loss, _variety],
-        "ppo": [_rewards, _frontier, _divergence, _policy_steps, _values, _variety],
+        "dpo --online": [*rewarded, _divergence, _loss, _variety],
+        "ppo": [*rewarded, _divergence, _policy_steps, _values, _variety],
         "reward --evaluate": [_calibration, _by_strength, _by_length, _histogram],
     }
     usual = [_accuracy, _margins, _divergence, _loss, _logps, _histogram]
@@ -152,40 +154,50 @@ def _perplexity(run: Run) -> Chart:
 
 
 def _rewards(run: Run) -> Chart:
-    title = "Reward"
-    learned, true = _finite(run.held_out("objective/scores")), _finite(run.held_out("objective/true_scores"))
-    if not learned:
+    title, points = "Reward", _finite(run.held_out("objective/scores"))
+    if not points:
         return _absent(title, "scores (evaluation rows in metrics.jsonl)")
-    caption = "Mean score of answers to held-out prompts. Healthy: it rises and levels off."
-    lines: list[tuple[str, str, Figure | None]] = [("blue", "reward", figure(learned[-1][1], "prompts"))]
-    drawn: dict[str, Points] = {"blue": learned}
-    if true:
-        caption += (
-            " The true score should rise with it: where it stops while the other goes on, the reward is being gamed, "
-            "and an earlier step or a larger kl_coef is better."
-        )
-        lines.append(("orange", "true score", figure(true[-1][1], "prompts")))
-        drawn["orange"] = true
-    return Chart(title, curve(drawn, name="Reward over steps"), caption, lines)
+    caption = "Mean of what is maximised, over answers to held-out prompts. Healthy: it rises and levels off."
+    svg = curve({"blue": points}, name="Reward over steps")
+    return Chart(title, svg, caption, [("blue", "reward", figure(points[-1][1], "prompts"))])
+
+
+def _true_score(run: Run) -> Chart:
+    points = _finite(run.held_out("objective/true_scores"))
+    caption = (
+        "Mean of what is only watched, on the same answers. Healthy: it rises while the reward rises. Where it stops "
+        "and the reward goes on, the reward is being gamed: take an earlier step, or a larger kl_coef."
+    )
+    svg = curve({"orange": points}, name="True score over steps")
+    return Chart("True score", svg, caption, [("orange", "true score", figure(points[-1][1], "prompts"))])
+
+
+def _learned_against_true(run: Run) -> Chart:
+    points = _pairs(run, "objective/scores", "objective/true_scores")
+    caption = (
+        "Each dot is an evaluation. Healthy: the path climbs to the upper right. Going right without going up is "
+        "reward hacking: the policy has found what the reward likes and the truth does not."
+    )
+    svg = frontier([Route("orange", points)], name="True score against reward", across="reward")
+    return Chart("True score against reward", svg, caption, [])
 
 
 def _frontier(run: Run) -> Chart:
-    title = "Reward against KL"
-    drawn: dict[str, Sequence[tuple[Estimate, Estimate]]] = {}
-    for colour, name in (("blue", "objective/scores"), ("orange", "objective/true_scores")):
-        rows = [(read_estimate(row.get("objective/kl")), read_estimate(row.get(name))) for row in run.evals]
-        points = [(kl, e) for kl, e in rows if kl is not None and e is not None]
-        if points:
-            drawn[colour] = points
-    if "blue" not in drawn:
+    title, truth = "Reward against KL", bool(run.held_out("objective/true_scores"))
+    points = _pairs(run, "objective/kl", "objective/true_scores" if truth else "objective/scores")
+    if not points:
         return _absent(title, "scores and KL (evaluation rows in metrics.jsonl)")
     caption = (
         "What the reward cost: each dot is an evaluation, further right is further from the start. Healthy: steep "
         "at first. A path that goes right without going up buys nothing."
     )
-    lines: list[tuple[str, str, Figure | None]] = [("blue", "reward", None)]
-    lines += [("orange", "true score", None)] if "orange" in drawn else []
-    return Chart(title, frontier(drawn, name="Reward against KL"), caption, lines)
+    colour, what = ("orange", "true score") if truth else ("blue", "reward")
+    return Chart(title, frontier([Route(colour, points)], name=title), caption, [(colour, what, None)])
+
+
+def _pairs(run: Run, across: str, up: str) -> list[tuple[Estimate, Estimate]]:
+    rows = [(read_estimate(row.get(across)), read_estimate(row.get(up))) for row in run.evals]
+    return [(x, y) for x, y in rows if x is not None and y is not None]
 
 
 def _policy_steps(run: Run) -> Chart:

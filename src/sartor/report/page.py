@@ -26,18 +26,22 @@ def write_report(run: Path) -> Path:
     Every input file is optional; the page says which are not there. The page is one file with no scripts and nothing
     from outside.
     """
-    environment = jinja2.Environment(
+    page = environment().get_template("page.html").render(_context(read_run(Path(run))))
+    report = Path(run) / "report.html"
+    # Half a surrogate pair, which a tokenizer can emit and JSON can carry, has no UTF-8: it becomes a question mark.
+    report.write_text(page, encoding="utf-8", errors="replace")
+    return report
+
+
+def environment() -> jinja2.Environment:
+    """Where the templates are, and how they are read."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("sartor.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html").render(_context(read_run(Path(run))))
-    report = Path(run) / "report.html"
-    # Half a surrogate pair, which a tokenizer can emit and JSON can carry, has no UTF-8: it becomes a question mark.
-    report.write_text(page, encoding="utf-8", errors="replace")
-    return report
 
 
 def _context(run: Run) -> dict[str, Any]:

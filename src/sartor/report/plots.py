@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,7 @@ Points = Sequence[tuple[float, Estimate]]
 
 # Matplotlib accepts no CSS variables: draw in colours that nothing else uses, then put the variables in their place.
 _PAINT = {"ink": "#010203", "muted": "#010204", "rule": "#010205", "blue": "#010206", "orange": "#010207"}
+_WIDE = (760, 400)  # across the page
 _WIDTH, _HEIGHT = 350, 205  # CSS pixels at the column width of the page, so that 11 units of type are 11 pixels
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -66,18 +68,37 @@ def curve(
         return _svg(figure, name)
 
 
-def frontier(lines: dict[str, Sequence[tuple[Estimate, Estimate]]], *, name: str) -> str:
-    """Reward against KL, one path per colour, with the intervals of both."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Pairs, of KL and reward, that belong together; the label stands at the last one."""
+
+    colour: str
+    points: Sequence[tuple[Estimate, Estimate]]
+    label: str = ""
+
+
+def frontier(routes: Sequence[Route], *, name: str, across: str = "KL, nats", wide: bool = False) -> str:
+    """Reward against KL, or against what else ``across`` says, with the intervals of both."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure, axes = _axes()
-        for colour, points in lines.items():
-            paint = _PAINT[colour]
-            x, y = [kl.value for kl, _ in points], [reward.value for _, reward in points]
+        figure, axes = _axes(*_WIDE) if wide else _axes()
+        for route in routes:
+            paint = _PAINT[route.colour]
+            finite = [(kl, reward) for kl, reward in route.points if math.isfinite(kl.value + reward.value)]
+            x, y = [kl.value for kl, _ in finite], [reward.value for _, reward in finite]
             axes.plot(x, y, color=paint, linewidth=1.2, marker="o", markersize=3.5)
-            axes.vlines(x, [e.low for _, e in points], [e.high for _, e in points], color=paint, linewidth=2, alpha=0.3)
-            axes.hlines(y, [e.low for e, _ in points], [e.high for e, _ in points], color=paint, linewidth=2, alpha=0.3)
-        axes.set_xlabel("KL, nats", loc="right", labelpad=2)
-        return _svg(figure, name)
+            for kl, reward in finite:
+                if math.isfinite(reward.low + reward.high):
+                    axes.vlines([kl.value], [reward.low], [reward.high], color=paint, linewidth=2, alpha=0.3)
+                if math.isfinite(kl.low + kl.high):
+                    axes.hlines([reward.value], [kl.low], [kl.high], color=paint, linewidth=2, alpha=0.3)
+            if route.label and finite:
+                axes.annotate(
+                    route.label, (x[-1], y[-1]), xytext=(6, -9), textcoords="offset points", color=paint, fontsize=10
+                )
+        if wide:
+            axes.margins(x=0.12)
+        axes.set_xlabel(across, loc="right", labelpad=2)
+        return _svg(figure, name, *(_WIDE if wide else ()))
 
 
 def reliability(points: Points, *, name: str) -> str:
@@ -132,10 +153,10 @@ def histogram(values: Sequence[float], *, name: str) -> str:
         return _svg(figure, name)
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
+def _axes(width: int = _WIDTH, height: int = _HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width / 72, height / 72))
     # Fixed margins: the axes of neighbouring plots line up.
-    axes = figure.add_axes((42 / _WIDTH, 38 / _HEIGHT, (_WIDTH - 50) / _WIDTH, (_HEIGHT - 46) / _HEIGHT))
+    axes = figure.add_axes((42 / width, 38 / height, (width - 50) / width, (height - 46) / height))
     axes.grid(axis="y", linewidth=0.75)
     axes.set_axisbelow(True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
@@ -179,7 +200,7 @@ def _bin_width(x: np.ndarray) -> float:
     return min((m * power for m in (1, 2, 5, 10)), key=lambda width: abs(math.log(width / rough)))
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _svg(figure: Figure, name: str, width: int = _WIDTH, height: int = _HEIGHT) -> str:
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
@@ -192,5 +213,5 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     for variable, sentinel in _PAINT.items():
         text = text.replace(sentinel, f"var(--{variable})")
-    head = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}"'
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}"'
     return re.sub(r"<svg [^>]*>", head + ">", text, count=1).strip()

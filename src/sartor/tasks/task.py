@@ -6,6 +6,7 @@ from importlib.resources import files
 
 from sartor.errors import unknown
 from sartor.tasks import summary
+from sartor.types import Text
 
 
 @dataclass(frozen=True)
@@ -13,8 +14,8 @@ class Task:
     """``score`` names a registered scorer; answers have up to ``max_new_tokens`` tokens."""
 
     name: str
-    train: Sequence[str]
-    held_out: Sequence[str]
+    train: Sequence[Text]
+    held_out: Sequence[Text]
     score: str
     max_new_tokens: int
 

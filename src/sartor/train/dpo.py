@@ -12,6 +12,7 @@ here, and yours. Different from the paper's own code:
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from sartor.objectives.objective import Objective
 from sartor.objectives.shape import shape
 from sartor.objectives.specs import name_of, parse_objective
 from sartor.rewards.scoring import score_texts
-from sartor.train.forecast import announce
+from sartor.train.forecast import announce, workload
 from sartor.train.gradient import batch_gradient
 from sartor.train.preferences import Preferences, digest, encode, read_preferences, with_reference
 from sartor.train.run import RunFolder
@@ -92,13 +93,18 @@ def train_dpo(
         model.keep_base_if_needed(run.path / "base")
     # The held-out start is measured whatever the objective: it is what every result is told against.
     parts = (training, held_out) if objective.needs_reference else (held_out,)
-    kept, cache = run.path / "reference.safetensors", folder_of(weights)
+    kept, cache = run.path / "reference.safetensors", run.path / "reference"
+    if config.reference_cache:
+        cache = folder_of(weights)
     with watch.stage("forecast"):
         fresh = [] if kept.is_file() else not_cached(cache, [tree for part in parts for tree in part.trees])
-        announce(run, watch, config, model, objective, training, held_out, fresh)
-    with watch.stage("reference"):
-        *with_training, held_out = with_reference(model, parts, config.token_budget, kept, cache)
-        training = with_training[0] if with_training else training
+        work = partial(workload, config, objective, training, held_out, fresh, model.context)
+        announce(run, watch, config, model, work, objective)
+    if objective.needs_reference:
+        with watch.stage("reference"):
+            training = with_reference(model, training, config.token_budget, kept, cache)
+    with watch.stage("evaluate"):
+        held_out = with_reference(model, held_out, config.token_budget, kept.with_stem("reference_held_out"), cache)
     showcase = Showcase(model, held_out.prompts, config, scorer)
     dpo = Dpo(config, run, watch, model, objective, training, held_out, showcase)
     trainer = Trainer(config, run, watch, model, len(training.trees), training.labels)
@@ -174,13 +180,10 @@ class Dpo:
         """What the progress bar shows of a step."""
         return f"loss {metrics['loss']:.3f}"
 
-    def start(self) -> None:
-        """Have the model answer as it came."""
-        with self.watch.stage("sample"):
-            self.showcase.ask_before(self.run)
-
     def measure(self, step: int) -> dict[str, Estimate]:
         """Held-out metrics and KL to the reference. At step 0 the policy is the reference: accuracy 50 %, KL 0."""
+        if step == 0:
+            self.showcase.ask_before(self.run)
         groups = list(split_by_budget(self.held_out.sizes(self.model), self.config.token_budget))
         parts = [
             self.held_out.logps(self.model, group, self.objective, self.rival, at_start=step == 0) for group in groups
@@ -189,19 +192,20 @@ class Dpo:
         found = HeldOut(TreeLogps.cat(parts), prompts, self.objective)
         estimates = found.estimates()
         if self.showcase.prompts:
-            estimates["objective/kl"] = self.showcase.kl(step)
+            estimates |= self.showcase.measure(self.run, step)
         self.run.write_json("margins.json", {"step": step, "margins": found.margins()})
         return estimates
 
     def in_words(self, measured: Mapping[str, Estimate]) -> str:
-        """Accuracy, and KL where it was measured."""
-        kl = f", KL {measured['objective/kl']} nats" if self.showcase.prompts else ""
-        return f"held-out accuracy {percent(measured['rewards/accuracies'])}{kl}"
+        """Accuracy, and score and KL where they were measured."""
+        score = f", score {measured['objective/scores']}" if "objective/scores" in measured else ""
+        kl = f", KL {measured['objective/kl']} nats" if "objective/kl" in measured else ""
+        return f"held-out accuracy {percent(measured['rewards/accuracies'])}{score}{kl}"
 
     def finish(self, trainer: Trainer, estimates: Mapping[str, Estimate], title: str) -> None:
         """Answers after, and all that is left behind."""
         config = self.config
-        with self.watch.stage("sample"):
+        with self.watch.stage("evaluate"):
             comparison, cut = self.showcase.ask_after(self.run)
         if comparison:
             comparison["kl"] = estimates["objective/kl"]

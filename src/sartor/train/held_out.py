@@ -1,21 +1,17 @@
 """Answers to prompts that a run never trains on: what they earn, how far from the start, how alike they are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from sartor.config import SamplingConfig
 from sartor.console import show_table
-from sartor.data.trees import TokenTree, pack, split_by_budget
 from sartor.evaluate.answers import Answers, compare
-from sartor.evaluate.diversity import distinct_n
-from sartor.evaluate.statistics import Estimate, mean
-from sartor.model.forward import token_logps
-from sartor.rollout.local import Sample
+from sartor.evaluate.on_policy import OnPolicy, look_at
+from sartor.evaluate.statistics import Estimate
 from sartor.train.rollout import Stage, WeightedReward, draw, score_all
 from sartor.train.run import RunFolder
-from sartor.train.stopwatch import Stopwatch
 from sartor.train.summary import percent, side_by_side
 from sartor.types import Text
 
@@ -25,44 +21,28 @@ SHOWN = 3  # answers to show while a run goes on
 class HeldOutAnswers:
     """``eval_samples`` answers to each held-out prompt, drawn at temperature 1 by the same random numbers."""
 
-    def __init__(self, config: SamplingConfig, run: RunFolder, watch: Stopwatch, stage: Stage) -> None:
-        self.config, self.run, self.watch, self.stage = config, run, watch, stage
+    def __init__(self, config: SamplingConfig, run: RunFolder, stage: Stage) -> None:
+        self.config, self.run, self.stage = config, run, stage
         self.answers: Answers | None = None  # of the latest evaluation
 
     @torch.no_grad()
     def measure(self, step: int) -> dict[str, Estimate]:
-        """Scores, KL and variety; prompts are the units of the intervals. What step 0 says is kept for the end."""
+        """Scores, KL and variety; what was measured is kept answer by answer in ``answers-STEP.jsonl``."""
         config, prompts, stage = self.config, self.stage.held_out, self.stage
-        with self.watch.stage("sample"):
-            drawn = draw(stage.actors.policy, prompts, config.eval_samples, config.max_new_tokens, [config.seed, 7])
+        drawn = draw(stage.actors.policy, prompts, config.eval_samples, config.max_new_tokens, [config.seed, 7])
+        kl, surprise = look_at(stage.actors.policy, stage.actors.reference, prompts.ids, drawn, config.token_budget)
         texts = [[one.text.strip() for one in row] for row in drawn]
-        lengths = [[len(one.tokens) for one in row] for row in drawn]
-        units = [i for i, row in enumerate(texts) for _ in row]
-        scores = score_all(stage.reward, prompts, texts)
-        found = {"objective/scores": mean(scores.flatten().tolist(), units), "objective/kl": self._kl(drawn)}
+        scores = {"scores": score_all(stage.reward, prompts, texts).tolist()}
         if stage.truth:
-            scores = score_all(WeightedReward([(1.0, stage.truth)]), prompts, texts)
-            found["objective/true_scores"] = mean(scores.flatten().tolist(), units)
-        found["completions/length"] = mean([float(n) for row in lengths for n in row], units)
-        found["completions/distinct_2"] = mean([distinct_n(row) for row in texts])
-        self.answers = Answers(prompts.texts, texts, lengths, scores.tolist())
-        shown = zip(prompts.texts[:SHOWN], texts, scores.tolist(), strict=False)
+            scores["true_scores"] = score_all(WeightedReward([(1.0, stage.truth)]), prompts, texts).tolist()
+        # Before and after are told by the truth where it is known.
+        judged = scores.get("true_scores", scores["scores"])
+        self.answers = Answers(prompts.texts, texts, [[len(one.tokens) for one in row] for row in drawn], judged)
+        found = OnPolicy(self.answers, kl, surprise, scores)
+        self.run.write_jsonl(f"answers-{step}.jsonl", found.rows())
+        shown = zip(prompts.texts[:SHOWN], texts, judged, strict=False)
         show_table(["score", "prompt", "answer"], [(f"{s[0]:.2f}", last_words(p), t[0]) for p, t, s in shown])
-        if step == 0:
-            self.run.write_jsonl("samples_before.jsonl", self.answers.rows())
-        return found
-
-    def _kl(self, drawn: Sequence[Sequence[Sample]]) -> Estimate:
-        """KL(π ‖ π_ref) in nats per completion, by k1 on the samples themselves."""
-        actors, prompts = self.stage.actors, self.stage.held_out
-        trees = [TokenTree(ids, tuple(one.tokens for one in row)) for ids, row in zip(prompts.ids, drawn, strict=True)]
-        found: list[list[float]] = [[] for _ in trees]
-        for group in split_by_budget([tree.size for tree in trees], self.config.token_budget):
-            batch = pack([trees[i] for i in group]).to(actors.policy.device)
-            ratios = token_logps(actors.policy, batch) - token_logps(actors.reference, batch)
-            for i, part in zip(group, ratios.split([sum(tree.counts) for tree in batch.trees]), strict=True):
-                found[i] = [float(one.sum()) for one in part.split(trees[i].counts)]
-        return mean([value for row in found for value in row], [i for i, row in enumerate(found) for _ in row])
+        return found.estimates()
 
     def in_words(self, measured: Mapping[str, Estimate]) -> str:
         """Reward, truth where it is known, and KL."""
@@ -73,7 +53,9 @@ class HeldOutAnswers:
         """The comparison with the start, as a run's summary has it; writes the answers side by side."""
         config, stage = self.config, self.stage
         assert self.answers is not None  # the last evaluation has just been
-        before = Answers.from_rows(self.run.read_jsonl("samples_before.jsonl"))
+        told_by = "true_scores" if stage.truth else "scores"
+        rows = self.run.read_jsonl("answers-0.jsonl")
+        before = Answers.from_rows([{**row, "scores": row[told_by]} for row in rows])
         self.run.write_jsonl("samples.jsonl", side_by_side(before, self.answers))
         comparison = {**compare(before, self.answers), "kl": estimates["objective/kl"]}
         by = f"the true score {config.score}" if config.score else stage.named

@@ -5,10 +5,12 @@ the order of the data follows from the seed and the step alone, and so a resumed
 and moments.
 """
 
+import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ from sartor.train.run import RunFolder
 
 # Batches of unlike shape leave holes in the memory that the process keeps; closing them costs a tenth of one step.
 RELEASE_EVERY = 4
+SPENT = (
+    "elapsed.json"  # of a checkpoint: seconds and FLOPs up to it, so that a resumed run has each step in its bill once
+)
 
 
 @dataclass(frozen=True)
@@ -212,11 +217,14 @@ def train_steps(
         }
 
 
-def save_checkpoint(run: RunFolder, step: int, model: LanguageModel, weights: MasterWeights) -> None:
-    """Write ``checkpoint-N``: the model as anyone can load it, and what exact resuming needs."""
+def save_checkpoint(
+    run: RunFolder, step: int, model: LanguageModel, weights: MasterWeights, spent: Mapping[str, Any]
+) -> None:
+    """Write ``checkpoint-N``: the model as anyone can load it, what exact resuming needs, and what was spent so far."""
     with run.new_checkpoint(step) as folder:
         model.save(folder)
         weights.save(folder / "optimizer.pt")
+        (folder / SPENT).write_text(json.dumps(spent), encoding="utf-8")
 
 
 def load_checkpoint(run: RunFolder, weights: MasterWeights) -> int:

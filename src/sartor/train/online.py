@@ -8,6 +8,7 @@ stays what the policy was at the start.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -16,11 +17,13 @@ from torch import Tensor
 from sartor.config import DpoConfig
 from sartor.data.trees import TokenTree, split_by_budget
 from sartor.errors import UserError
+from sartor.evaluate.answers import ranks_of
 from sartor.evaluate.statistics import Estimate
 from sartor.model.critic import trained
 from sartor.model.reference import score_trees
 from sartor.objectives.objective import Objective
 from sartor.objectives.specs import parse_objective
+from sartor.train.forecast import announce, rollouts
 from sartor.train.gradient import batch_gradient
 from sartor.train.held_out import HeldOutAnswers
 from sartor.train.preferences import Preferences
@@ -53,7 +56,11 @@ def train_online(config: DpoConfig, command: str = "") -> RunFolder:
         config = resolved(config, policy, len(stage.training.texts))
         run.open(config, {**stage.identity, "loss": objective.digest()}, command)
         policy.keep_base_if_needed(run.path / "base")
-    held_out = HeldOutAnswers(config, run, watch, stage)
+    with watch.stage("forecast"):
+        looks = 1 + len(stage.actors.rewards)
+        work = partial(rollouts, config, stage.training.ids, stage.held_out.ids, looks, 1, 1)
+        announce(run, watch, config, policy, work, objective)
+    held_out = HeldOutAnswers(config, run, stage)
     trainer = Trainer(config, run, watch, policy, len(stage.training.texts), trained=trained(stage.actors))
     online = Online(config, watch, stage, objective, held_out)
     estimates = trainer.train(online)
@@ -108,9 +115,6 @@ class Online:
         """What the progress bar shows of a step."""
         return f"loss {metrics['loss']:.3f}  reward {metrics['objective/scores']:.3f}"
 
-    def start(self) -> None:
-        """Nothing: what is measured at step 0 is kept."""
-
     def measure(self, step: int) -> dict[str, Estimate]:
         """Rewards, KL and variety of answers to held-out prompts."""
         return self.held_out.measure(step)
@@ -118,13 +122,3 @@ class Online:
     def in_words(self, measured: Mapping[str, Estimate]) -> str:
         """Reward, truth where it is known, and KL."""
         return self.held_out.in_words(measured)
-
-
-def ranks_of(scores: Sequence[float]) -> tuple[float, ...]:
-    """Places by score: 1 the highest, equal ones share a place.
-
-    >>> ranks_of([0.5, 2.0, 0.5])
-    (2.0, 1.0, 2.0)
-    """
-    places = sorted(set(scores), reverse=True)
-    return tuple(float(places.index(score) + 1) for score in scores)

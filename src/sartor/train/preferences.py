@@ -199,22 +199,20 @@ def _answers(example: Preference) -> tuple[Text, ...]:
 
 
 def with_reference(
-    model: LanguageModel, parts: Sequence[Preferences], budget: int, kept: Path, cache: Path | None = None
-) -> list[Preferences]:
-    """Each part with its reference log-probs: from ``kept``, the run's own copy, else from the cache or computed.
+    model: LanguageModel, data: Preferences, budget: int, kept: Path, cache: Path | None = None
+) -> Preferences:
+    """The data with their reference log-probs: from ``kept``, the run's own copy, else from the cache or computed.
 
     The run keeps its copy so that it has the same reference for ever, whatever happens to the cache.
     """
-    trees = [tree for part in parts for tree in part.trees]
     if kept.is_file():
         known = read_shard(kept)
-        values = [torch.from_numpy(known[key_of(tree)]) for tree in trees]
+        values = [torch.from_numpy(known[key_of(tree)]) for tree in data.trees]
     else:
-        with progress("reference log-probs", len(trees)) as advance:
-            values = reference_logps(model, trees, token_budget=budget, folder=cache, progress=advance)
-        write_shard(kept, {key_of(tree): value.numpy() for tree, value in zip(trees, values, strict=True)})
-    rest = iter(values)
-    return [replace(part, reference=[next(rest) for _ in part.trees]) for part in parts]
+        with progress("reference log-probs", len(data.trees)) as advance:
+            values = reference_logps(model, data.trees, token_budget=budget, folder=cache, progress=advance)
+        write_shard(kept, {key_of(tree): value.numpy() for tree, value in zip(data.trees, values, strict=True)})
+    return replace(data, reference=values)
 
 
 def digest(*parts: Preferences) -> str:

@@ -13,17 +13,16 @@ from typing import Any
 from sartor import plugins
 from sartor.config import PpoConfig, RewardConfig, RlhfConfig, SftConfig, passed_on
 from sartor.config.rlhf import FILES
-from sartor.console import progress, say
-from sartor.data.chat import as_conversation, encode_prompts
+from sartor.console import say
 from sartor.data.formats import load_examples
 from sartor.errors import UserError
-from sartor.evaluate.answers import answer
+from sartor.evaluate.answers import Answers
 from sartor.machine import set_up_memory
 from sartor.model.load import load
 from sartor.rewards.scoring import as_rows, score_texts
 from sartor.rollout.command import read_prompts
 from sartor.rollout.local import Sampling
-from sartor.train.online import ranks_of
+from sartor.train.feedback import collect, split_prompts
 from sartor.train.ppo import train_ppo
 from sartor.train.reward import train_reward
 from sartor.train.run import RunFolder
@@ -31,6 +30,8 @@ from sartor.train.sft import train_sft
 from sartor.types import Comparison, Ranking
 
 Verdict = tuple[bool, str]
+# Held out once for the whole road: a reward model that has seen answers to a prompt is no judge of new ones to it.
+PROMPTS, HELD_OUT = "prompts.jsonl", "prompts_held_out.jsonl"
 
 
 class Waiting(Exception):
@@ -47,8 +48,12 @@ def run_rlhf(config: RlhfConfig, command: str = "") -> str:
     run.check(config, may_change=("judge_stages", "rounds"))
     set_up_memory()
     scorer = _scorer(config)
-    read_prompts(config.prompts)  # what is missing is told now
+    share = passed_on("ppo", config.ppo).get("eval_fraction", PpoConfig.eval_fraction)
+    parts = split_prompts(read_prompts(config.prompts), share, config.seed)  # what is missing is told now
     run.open(config, {}, command)
+    for name, prompts in zip((PROMPTS, HELD_OUT), parts, strict=True):
+        if not (run.path / name).is_file():
+            run.write_jsonl(name, [{"prompt": as_rows(prompt)} for prompt in prompts])
     try:
         policy = _demonstrate(config, run)
         feedback = [config.rankings] if config.rankings else []
@@ -111,12 +116,9 @@ def _collect(
         return theirs
     if not asked.is_file():
         say(f"\nstage   answers to rank -> {asked}")
-        model, prompts = load(policy), read_prompts(config.prompts)
-        texts = [as_conversation(text, "user") if model.reads_as_chat("auto") else text for text in prompts]
-        ids = encode_prompts(model.tokenizer, texts, max(1, (model.context or 2**31) - config.max_new_tokens))
+        model, prompts = load(policy), read_prompts(str(run.path / PROMPTS))
         sampling = Sampling(config.max_new_tokens, seed=config.seed + number)
-        with progress("answers to rank", len(ids) * config.answers) as advance:
-            found = answer(model, texts, ids, config.answers, sampling, scorer, advance)
+        found = collect(model, prompts, config.answers, sampling, scorer, "answers to rank")
         RunFolder(folder).write_jsonl(asked.name, found.rows())
     rows = RunFolder(folder).read_jsonl(asked.name)
     if scorer is None:
@@ -124,13 +126,12 @@ def _collect(
             f"\n{len(rows)} prompts wait for people, {config.answers} answers each: {asked}\n"
             f"Write {theirs} with the columns prompt, completions, ranks (1 is best), then run the same with --resume."
         )
-    kept = [row for row in rows if len(set(row["scores"])) > 1 and len(set(row["texts"])) > 1]
+    kept = Answers.from_rows(rows).rankings()
     if not kept:
         raise UserError(
             f"{asked}: {config.feedback} scores all answers to each prompt alike: there is nothing to prefer"
         )
-    lines = [{"prompt": r["prompt"], "completions": r["texts"], "ranks": ranks_of(r["scores"])} for r in kept]
-    RunFolder(folder).write_jsonl(ranked.name, lines)
+    RunFolder(folder).write_jsonl(ranked.name, kept)
     say(f"ranked  {len(kept)} of {len(rows)} prompts by {config.feedback} -> {ranked}")
     return ranked
 
@@ -181,8 +182,9 @@ def _reinforce(config: RlhfConfig, run: RunFolder, number: int, policy: str, rew
         "lora_r": config.lora_r,
         "seed": config.seed,
     }
-    options = {"reward": (reward,), **shared, **passed_on("ppo", config.ppo)}
-    settings = PpoConfig(model=policy, data=config.prompts, output=stage, resume=_begun(stage), **options)
+    held_out = {"eval_data": str(run.path / HELD_OUT)}
+    options = {"reward": (reward,), **held_out, **shared, **passed_on("ppo", config.ppo)}
+    settings = PpoConfig(model=policy, data=str(run.path / PROMPTS), output=stage, resume=_begun(stage), **options)
     say(f"\nstage   ppo -> {stage}")
     train_ppo(settings, command=f"sartor rlhf, stage {stage}")
     _judge(config, stage, ppo_verdict)

@@ -7,6 +7,7 @@ and only the tokens to learn meet the head. Evaluated by perplexity per token on
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sartor.model.load import LanguageModel, fingerprint, load
 from sartor.model.reference import score_trees
 from sartor.rewards.scoring import score_texts
 from sartor.train.demonstrations import Demonstrations, digest, encode, read_demonstrations
-from sartor.train.forecast import announce
+from sartor.train.forecast import announce, workload
 from sartor.train.run import RunFolder
 from sartor.train.showcase import Showcase
 from sartor.train.stopwatch import Stopwatch
@@ -78,7 +79,7 @@ def train_sft(config: SftConfig, command: str = "") -> RunFolder:
         run.open(config, {"model": fingerprint(model), "data": digest((training, held_out))}, command)
         model.keep_base_if_needed(run.path / "base")
     with watch.stage("forecast"):
-        announce(run, watch, config, model, None, training, held_out)
+        announce(run, watch, config, model, partial(workload, config, None, training, held_out, [], model.context))
     showcase = Showcase(model, [prompt for prompt in held_out.prompts if prompt], config, scorer)
     sft = Sft(config, run, watch, model, training, held_out, showcase)
     trainer = Trainer(config, run, watch, model, len(training.trees))
@@ -119,17 +120,14 @@ class Sft:
         """What the progress bar shows of a step."""
         return f"loss {metrics['loss']:.3f}"
 
-    def start(self) -> None:
-        """Have the model answer as it came."""
-        with self.watch.stage("sample"):
-            self.showcase.ask_before(self.run)
-
     def measure(self, step: int) -> dict[str, Estimate]:
         """Loss and perplexity per held-out token, and by what factor perplexity changed since the start.
 
         Prompts are the units of the intervals. How much a text is easier to guess than before varies far less than how
         hard texts are, so the change has an interval of its own.
         """
+        if step == 0:
+            self.showcase.ask_before(self.run)
         losses = self._losses()
         if step == 0:
             self.run.write_json("losses_before.json", losses)
@@ -167,7 +165,7 @@ class Sft:
     def finish(self, trainer: Trainer, estimates: Mapping[str, Estimate], notes: Sequence[str]) -> None:
         """Answers after, and all that is left behind."""
         config, run = self.config, self.run
-        with self.watch.stage("sample"):
+        with self.watch.stage("evaluate"):
             comparison, cut = self.showcase.ask_after(run)
         summary = {
             "verb": "sft",

@@ -9,11 +9,12 @@ from sartor.config import AnsweringConfig
 from sartor.console import progress
 from sartor.data.chat import encode_prompts
 from sartor.data.trees import TokenIds
-from sartor.evaluate.answers import Answers, answer, compare, kl_to_reference
+from sartor.evaluate.answers import Answers, answer, answers_of, compare
+from sartor.evaluate.on_policy import OnPolicy, look_at
 from sartor.evaluate.statistics import Estimate
 from sartor.model.load import LanguageModel, load
 from sartor.rewards.scoring import Scorer
-from sartor.rollout.local import Sampling
+from sartor.rollout.local import Sampling, sample
 from sartor.train.run import RunFolder
 from sartor.train.summary import cut_answers, side_by_side
 from sartor.types import Text
@@ -53,13 +54,20 @@ class Showcase:
         run.write_jsonl("samples.jsonl", side_by_side(before, after))
         return compare(before, after), cut_answers(before, after, self.config.max_new_tokens)
 
-    def kl(self, step: int) -> Estimate:
-        """KL(policy ‖ reference) at this step, in nats per completion; 0 at step 0, where they are the same."""
-        if step == 0:
-            return Estimate(0.0, 0.0, 0.0, len(self.ids))
+    def measure(self, run: RunFolder, step: int) -> dict[str, Estimate]:
+        """KL to the reference, variety and, where there is a scorer, score of answers drawn at temperature 1.
+
+        What was measured is kept answer by answer in ``answers-STEP.jsonl``.
+        """
         # The reference of full training is not kept in memory: it is loaded for the moment.
-        reference = self.model if self.model.is_adapted else load(str(self.model.path), self.config.dtype)
+        here = self.model.is_adapted or step == 0
+        reference = self.model if here else load(str(self.model.path), self.config.dtype)
         reference.shares_prompts = self.model.shares_prompts
-        sampling = Sampling(self.config.max_new_tokens, seed=self.config.seed + step)
-        with progress("measuring KL", len(self.ids)) as advance:
-            return kl_to_reference(self.model, reference, self.ids, sampling, self.config.token_budget, advance)
+        n, sampling = self.config.eval_samples, Sampling(self.config.max_new_tokens, seed=self.config.seed + step)
+        with progress("answers to measure", len(self.ids) * n) as advance:
+            drawn = sample(self.model, self.ids, n, sampling, advance)
+        kl, surprise = look_at(self.model, reference, self.ids, drawn, self.config.token_budget)
+        answers = answers_of(self.prompts, drawn, self.scorer)
+        found = OnPolicy(answers, kl, surprise, {"scores": answers.scores} if answers.scores else {})
+        run.write_jsonl(f"answers-{step}.jsonl", found.rows())
+        return found.estimates()

@@ -11,6 +11,7 @@ from sartor.config import TrainingConfig, to_yaml
 from sartor.evaluate.answers import Answers
 from sartor.evaluate.statistics import Estimate
 from sartor.rewards.scoring import as_rows
+from sartor.train.stopwatch import MEASURING, Stopwatch
 
 
 def percent(share: Estimate) -> str:
@@ -83,14 +84,19 @@ The model is in `model/`, every number with its interval in `report.html` and `m
 """
 
 
-def cost(
-    seconds: Mapping[str, float], training: Sequence[Mapping[str, Any]], peak_memory_gib: float, unit: str
-) -> dict[str, Any]:
-    """What the run cost: seconds by stage, tokens, speed in ``unit`` (pairs, completions) per second, memory."""
-    busy = sum(row["seconds"] for row in training)
+def cost(watch: Stopwatch, training: Sequence[Mapping[str, Any]], peak_memory_gib: float, unit: str) -> dict[str, Any]:
+    """What the run cost: seconds and FLOPs by stage, all told and without measuring, tokens, speed in ``unit`` (pairs,
+    completions) per second, memory.
+    """
+    busy, spent = sum(row["seconds"] for row in training), watch.record()
+    needed = {kind: sum(v for name, v in by.items() if name not in MEASURING) for kind, by in spent.items()}
     return {
-        "seconds": sum(seconds.values()),
-        "stages": [{"name": name, "seconds": round(value, 1)} for name, value in seconds.items()],
+        "seconds": watch.total,
+        "stages": [
+            {"name": name, "seconds": round(value, 1), "flops": watch.flops.get(name, 0.0)}
+            for name, value in watch.seconds.items()
+        ],
+        "without_measuring": needed,
         "peak_memory_gib": round(peak_memory_gib, 2),
         "train_tokens": int(sum(row["tokens"] for row in training)),
         "speed": sum(row["examples"] for row in training) / busy if busy else None,

@@ -20,6 +20,7 @@ from sartor.machine import machine, peak_memory_gib, set_up_memory
 from sartor.model.load import LanguageModel
 from sartor.report.page import write_report
 from sartor.train.loop import (
+    SPENT,
     MasterWeights,
     Plan,
     Schedule,
@@ -29,7 +30,7 @@ from sartor.train.loop import (
     steps_of,
     train_steps,
 )
-from sartor.train.run import RunFolder
+from sartor.train.run import CHECKPOINT, RunFolder
 from sartor.train.stopwatch import Stopwatch
 from sartor.train.summary import cost, model_card
 
@@ -54,12 +55,8 @@ class Algorithm(Protocol):
         """What the progress bar shows of a step."""
         ...
 
-    def start(self) -> None:
-        """Do what has to be done before the first step, once step 0 was measured."""
-        ...
-
     def measure(self, step: int) -> dict[str, Estimate]:
-        """What held-out data say after ``step`` steps."""
+        """What held-out data say after ``step`` steps; called with 0 before the first."""
         ...
 
     def in_words(self, measured: Mapping[str, Estimate]) -> str:
@@ -82,10 +79,13 @@ def begin(config: TrainingConfig, allowed: Collection[str] = ()) -> tuple[RunFol
     return run, finished
 
 
-def resolved(config: Config, model: LanguageModel, items: int) -> Config:
-    """The options with what was left to Sartor filled in: this is what the run records."""
+def resolved(config: Config, model: LanguageModel, items: int, faster: float = 1.0) -> Config:
+    """The options with what was left to Sartor filled in: this is what the run records.
+
+    ``faster`` is the default learning rate as a multiple of that of a model whose head is its own.
+    """
     steps = steps_of(config.epochs, config.max_steps, items, config.batch_size)
-    rate = config.learning_rate or default_learning_rate(model.parameters, lora=config.lora_r > 0)
+    rate = config.learning_rate or faster * default_learning_rate(model.parameters, lora=config.lora_r > 0)
     return replace(config, learning_rate=rate, eval_every=config.eval_every or math.ceil(steps / 4))
 
 
@@ -123,7 +123,7 @@ class Trainer:
         config, last = self.config, self.plan.steps
         done = load_checkpoint(self.run, self.weights)
         if done:
-            self.watch.add(self.run.read_json("elapsed.json") or {})
+            self.watch.add(self.run.read_json(f"{CHECKPOINT}{done}/{SPENT}") or {})
         # Step 0 and the last evaluation belong to no checkpoint: they are made again with what surrounds them.
         self.run.rewind(lambda row: 0 < done >= row["step"] and (row["split"], row["step"]) != ("eval", last))
         going_on = f", going on after step {done}" if done else ""
@@ -133,7 +133,6 @@ class Trainer:
         )
         if done == 0:
             self.evaluate(algorithm, 0)
-            algorithm.start()
         with self.watch.stage("train"), progress("training", last) as advance:
             advance(done)
             speeds: list[float] = []
@@ -147,8 +146,7 @@ class Trainer:
                     self.evaluate(algorithm, step)
                 if step % config.save_every == 0 or step == last:
                     with self.watch.stage("save"):
-                        save_checkpoint(self.run, step, self.model, self.weights)
-                        self.run.write_json("elapsed.json", self.watch.seconds)
+                        save_checkpoint(self.run, step, self.model, self.weights, self.watch.record())
         return self.evaluate(algorithm, last)
 
     def steps(self, gradient: Gradient, first: int) -> Iterator[dict[str, Any]]:
@@ -184,7 +182,7 @@ class Trainer:
         whole = {
             **summary,
             "forecast": run.read_json("forecast.json"),
-            "cost": cost(self.watch.seconds, training, peak_memory_gib(), unit),
+            "cost": cost(self.watch, training, peak_memory_gib(), unit),
             "machine": {**machine(), "dtype": str(self.model.core.dtype).removeprefix("torch.")},
             "command": run.read_json("identity.json")["command"],
         }

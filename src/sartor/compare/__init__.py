@@ -1,0 +1,1 @@
+"""The controlled experiment: DPO, and a reward model with PPO, from the same start and the same feedback."""
