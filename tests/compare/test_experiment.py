@@ -13,7 +13,7 @@ from conftest import SCORER
 
 from sartor.cli import main
 from sartor.compare import experiment
-from sartor.compare.arms import Arm
+from sartor.compare.arms import Arm, arms_of
 from sartor.compare.experiment import run_compare
 from sartor.config import CompareConfig
 from sartor.errors import UserError
@@ -108,6 +108,14 @@ def test_goes_on_with_the_arm_that_broke(config: CompareConfig, monkeypatch: pyt
     Path(config.score.partition(":")[0]).write_text(SCORER.replace("== 0", "== 1"))
     with pytest.raises(UserError, match="the scorer changed since"):
         run_compare(replace(config, resume=True, seeds=3))
+
+
+def test_every_policy_learns_at_the_same_rate(config: CompareConfig, tmp_path: Path) -> None:
+    task = experiment._task(config)
+    arms = arms_of(replace(config, dpo=(), ppo=()), task, tmp_path, 0, rankings=6, parameters=135_000_000)
+    rates = {arm.name: arm.command[arm.command.index("--learning-rate") + 1] for arm in arms if arm.kind != "reward"}
+    assert rates == dict.fromkeys(rates, "0.0005")
+    assert len(rates) == 3
 
 
 def test_options_of_an_arm_become_words_as_users_type_them(tmp_path: Path) -> None:

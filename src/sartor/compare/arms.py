@@ -9,12 +9,13 @@ from sartor.config import CompareConfig, DpoConfig
 from sartor.config.compare import MATCHED, SIZES
 from sartor.config.rlhf import passed_on
 from sartor.tasks.task import Task
-from sartor.train.loop import steps_of
+from sartor.train.loop import default_learning_rate, steps_of
+from sartor.train.ppo import FASTER_ADAPTERS
 
 # With MATCHED as β and as the price of a nat, DPO and PPO on a Bradley-Terry reward have the same optimum (arXiv
 # 2305.18290, equation 4), so this pair is the one to compare; DPO's other β show the frontier. No penalty on answers
-# that do not end: the score that all arms are measured by knows of none. Passes, rollouts and rates were found on the
-# sentiment task's held-out prompts (docs/log.md, 2026-11-22).
+# that do not end: the score that all arms are measured by knows of none. Every policy learns at PPO's default rate: at
+# its own DPO's took half the way (docs/log.md, 2026-11-22, on the sentiment task's held-out prompts).
 DPO = {"temperature": 1, "reference-cache": False}  # each arm pays for all that it needs
 PPO = {"schedule": "linear", "ppo-epochs": 2, "kl-coef": MATCHED, "missing-end-penalty": 0}
 
@@ -55,7 +56,7 @@ def _typed(name: str, value: Any) -> list[str]:
     return [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
 
 
-def arms_of(config: CompareConfig, task: Task, folder: Path, seed: int, rankings: int) -> list[Arm]:
+def arms_of(config: CompareConfig, task: Task, folder: Path, seed: int, rankings: int, parameters: int) -> list[Arm]:
     """All arms of one seed, in the order in which they have to run.
 
     Args:
@@ -64,6 +65,7 @@ def arms_of(config: CompareConfig, task: Task, folder: Path, seed: int, rankings
         folder: of this seed, with its feedback in it.
         seed: of training and sampling.
         rankings: how many the feedback has.
+        parameters: of the model.
     """
     size = SIZES[config.size]
     shared = {"model": config.model, "lora-r": str(config.lora_r), "seed": str(seed)}
@@ -71,6 +73,7 @@ def arms_of(config: CompareConfig, task: Task, folder: Path, seed: int, rankings
         str(max(1, -(-steps // size.evaluations)))
         for steps in (steps_of(size.epochs, None, rankings, DpoConfig.batch_size), size.rollouts)
     ]
+    rate = (FASTER_ADAPTERS if config.lora_r else 1.0) * default_learning_rate(parameters, lora=config.lora_r > 0)
     feedback = {
         "data": str(folder / "rankings.jsonl"),
         "eval-data": str(folder / "rankings_held_out.jsonl"),
@@ -84,7 +87,7 @@ def arms_of(config: CompareConfig, task: Task, folder: Path, seed: int, rankings
         "eval-samples": str(size.samples),
     }
     prompts = {"data": str(folder / "prompts.jsonl"), "eval-data": str(folder / "prompts_held_out.jsonl")}
-    rollouts = {**PPO, "max-steps": str(size.rollouts), "eval-every": every[1]}
+    rollouts = {**PPO, "learning-rate": f"{rate:g}", "max-steps": str(size.rollouts), "eval-every": every[1]}
     reward = Arm("reward model", "reward", folder / "reward", {**shared, **feedback}, config.reward)
     ppo = {**shared, **prompts, **rollouts, **answers}
     return [
@@ -93,7 +96,7 @@ def arms_of(config: CompareConfig, task: Task, folder: Path, seed: int, rankings
                 f"DPO, β = {beta:g}",
                 "dpo" if beta == MATCHED else "dpo-other",
                 folder / f"dpo-{beta:g}",
-                {**shared, **feedback, **answers, **DPO, "beta": f"{beta:g}"},
+                {**shared, **feedback, **answers, **DPO, "beta": f"{beta:g}", "learning-rate": f"{rate:g}"},
                 config.dpo,
             )
             for beta in size.betas

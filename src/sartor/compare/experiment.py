@@ -62,7 +62,8 @@ def run_compare(config: CompareConfig, command: str = "") -> str:
         began = time.perf_counter()
         folder = config.output / f"seed-{seed}"
         _feedback(config, task, folder, seed)
-        arms = arms_of(config, task, folder, seed, RunFolder(folder).read_json("feedback.json")["rankings"])
+        feedback = RunFolder(folder).read_json("feedback.json")
+        arms = arms_of(config, task, folder, seed, feedback["rankings"], feedback["parameters"])
         for number, arm in enumerate(arms, start=1):
             _run(arm, f"seed {seed + 1} of {config.seeds}, arm {number} of {len(arms)}: {arm.name}")
         finished.append(arms)
@@ -131,7 +132,12 @@ def _feedback(config: CompareConfig, task: Task, folder: Path, seed: int) -> Non
         kept = [row["prompt"] for row in rows]
         seconds = time.perf_counter() - started
         if part == "train":
-            spent = {"seconds": seconds, "tokens": sum(map(sum, answers.lengths)), "rankings": len(rows)}
+            spent = {
+                "seconds": seconds,
+                "tokens": sum(map(sum, answers.lengths)),
+                "rankings": len(rows),
+                "parameters": model.parameters,
+            }
             here.write_json("feedback.json", spent)
             here.write_jsonl("prompts.jsonl", [{"prompt": as_rows(prompt)} for prompt in answers.prompts])
         say(f"ranked  {len(rows)} of {len(prompts)} prompts ({part}) by {task.score} in {duration(seconds)}")
