@@ -1,9 +1,11 @@
 """Tiny random models made on the spot, and the one real model."""
 
+import json
 import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -151,6 +153,33 @@ def sharp_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.network.lm_head.weight *= 8
     model.save(folder)
     return folder
+
+
+@pytest.fixture
+def rollouts(sharp_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options under which a tiny model learns from its own answers in some rollouts; ``scorer.py`` is beside them."""
+    (tmp_path / "scorer.py").write_text(SCORER)
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt number {i}\n" for i in range(24)))
+    return {
+        "model": str(sharp_folder),
+        "data": str(tmp_path / "prompts.txt"),
+        "output": tmp_path / "run",
+        "eval_fraction": 0.25,
+        "learning_rate": 1e-2,
+        "schedule": "constant",
+        "dtype": "float32",
+        "lora_r": 4,
+        "batch_size": 6,
+        "samples": 4,
+        "max_new_tokens": 6,
+        "eval_samples": 4,
+    }
+
+
+def metrics(run: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of a run's training or of its evaluations."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == split]
 
 
 @pytest.fixture(autouse=True)

@@ -67,10 +67,14 @@ def test_work_is_counted_from_the_run_itself() -> None:
     assert found.steps == 24  # two epochs of 90 pairs by eights
     assert found.training == Load(2 * 90 * 40, 2 * 90 * 20, 2 * 90 * 40**2, 24)
     assert found.reference.tokens == 100 * 40
+    # Before, after, and what is measured at the start and at four evaluations; at temperature 1 these are the same.
     assert found.sampled is not None
-    assert (
-        found.sampled.answers == (2 + 5) * 4
-    )  # before, after, and what is measured at the start and at four evaluations
+    assert found.sampled.answers == (2 + 5) * 4
+    alike = workload(
+        PlanConfig(**{**vars(config), "temperature": 1.0}), parse_objective(["dpo"]), training, held_out, []
+    )
+    assert alike.sampled is not None
+    assert alike.sampled.answers == 5 * 4
     twice = workload(
         PlanConfig(**{**vars(config), "loss": ("aot",), "token_budget": 80}),
         parse_objective(["aot"]),
@@ -249,7 +253,7 @@ def test_rollouts_are_foreseen_as_they_are_counted(sharp_folder: Path, tmp_path:
     work = rollouts(config, stage.training.ids, stage.held_out.ids, looks=3, passes=2 * 4, updates=4)
     rows = [row for row in run.read_jsonl("metrics.jsonl") if row["split"] == "train"]
     answers = sum(row["examples"] for row in rows)
-    assert work.steps == sum(row["policy/passes"] for row in rows)
+    assert work.steps == sum(row["policy/updates"] for row in rows)
     assert work.sampled.answers == answers + 3 * len(stage.held_out.ids) * config.eval_samples
     # All trees with full answers: at least what was computed, and hardly more, for few answers of it end early.
     tokens = sum(row["tokens"] for row in rows)

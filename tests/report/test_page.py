@@ -14,7 +14,16 @@ from sartor.report.page import write_report
 from sartor.report.plots import curve, histogram
 from sartor.report.run import FILES, read_run
 from sartor.report.texts import clip, read_samples
-from sartor.report.words import NO_DIFFERENCE, NOT_MEASURABLE, figure, number, read_estimate, shift, verdict
+from sartor.report.words import (
+    NO_DIFFERENCE,
+    NO_INTERVAL,
+    NOT_MEASURABLE,
+    figure,
+    number,
+    read_estimate,
+    shift,
+    verdict,
+)
 
 NAN, INF = math.nan, math.inf
 BETA = 0.1
@@ -299,7 +308,7 @@ def test_interval_of_one_prompt_is_unknown(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     edit(run, headline=None, comparison={"win_rate": {"value": 1.0, "low": -INF, "high": INF, "n": 1}})
     text = page_of(run).text
-    assert f"100 % [interval unknown], n = 1 prompts: {NO_DIFFERENCE}." in text
+    assert f"100 % [interval unknown], n = 1 prompt: {NO_INTERVAL}." in text
 
 
 def test_warnings_only_where_intervals_part(tmp_path: Path) -> None:
@@ -333,8 +342,8 @@ def test_verdict_at_the_boundary(low: float, high: float, word: str) -> None:
 
 def test_verdict_without_a_measurement() -> None:
     assert verdict(Estimate(NAN, NAN, NAN, 0), 0.5) == NOT_MEASURABLE
-    assert verdict(Estimate(1.0, -INF, INF, 1), 0.5) == NO_DIFFERENCE
-    assert verdict(Estimate(1.0, NAN, NAN, 1), 0.5) == NO_DIFFERENCE
+    assert verdict(Estimate(1.0, -INF, INF, 1), 0.5) == NO_INTERVAL
+    assert verdict(Estimate(1.0, NAN, NAN, 1), 0.5) == NO_INTERVAL
 
 
 @pytest.mark.parametrize(
@@ -363,7 +372,7 @@ def test_number_prints_no_negative_zero() -> None:
 def test_plain_number_is_not_certain() -> None:
     found = read_estimate(0.9)
     assert found is not None
-    assert verdict(found, 0.5) == NO_DIFFERENCE
+    assert verdict(found, 0.5) == NO_INTERVAL
     assert read_estimate(True) is None
 
 

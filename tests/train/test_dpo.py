@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import metrics
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -50,9 +51,13 @@ def config(data: Path, tiny_folder: Path, tmp_path: Path) -> DpoConfig:
     )
 
 
-def metrics(run: Path, split: str) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == split]
+def test_at_temperature_1_the_answers_shown_are_those_measured(config: DpoConfig) -> None:
+    run = train_dpo(replace(config, temperature=1.0, max_steps=2)).path
+    shown = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    for name, step in (("before", 0), ("after", 2)):
+        measured = [json.loads(line) for line in (run / f"answers-{step}.jsonl").read_text().splitlines()]
+        assert [row[name] for row in shown] == [row["completions"] for row in measured]
+    assert not (run / "answers-3.jsonl").exists()
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

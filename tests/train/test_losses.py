@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import metrics
 
 from sartor import plugins
 from sartor.cli import main
@@ -73,11 +74,6 @@ def judged(config: DpoConfig, tmp_path: Path) -> DpoConfig:
     rows = [{"prompt": f"Say {word(rng)}: ", "completion": word(rng).upper(), "label": True} for _ in range(24)]
     rows += [{"prompt": f"Say {word(rng)}: ", "completion": word(rng), "label": False} for _ in range(24)]
     return replace(config, data=write(tmp_path / "judged.jsonl", rows), loss=("kto",))
-
-
-def metrics(run: Path, split: str) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == split]
 
 
 def ten_steps(config: DpoConfig, name: str) -> list[float]:

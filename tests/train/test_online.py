@@ -3,10 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import SCORER
+from conftest import metrics
 from safetensors.torch import load_file
 
 from sartor.config import DpoConfig
@@ -16,31 +17,13 @@ from sartor.train.dpo import train_dpo
 
 
 @pytest.fixture
-def config(sharp_folder: Path, tmp_path: Path) -> DpoConfig:
-    (tmp_path / "scorer.py").write_text(SCORER)
-    (tmp_path / "prompts.txt").write_text("".join(f"prompt number {i}\n" for i in range(24)))
+def config(rollouts: dict[str, Any], tmp_path: Path) -> DpoConfig:
     return DpoConfig(
-        model=str(sharp_folder),
-        data=str(tmp_path / "prompts.txt"),
-        output=tmp_path / "run",
+        **rollouts,
         online=(f"{tmp_path / 'scorer.py'}:even",),
-        eval_fraction=0.25,
-        learning_rate=1e-2,
-        schedule="constant",
-        dtype="float32",
-        lora_r=4,
-        batch_size=6,
         max_steps=10,
-        samples=4,
-        max_new_tokens=6,
-        eval_samples=4,
         save_every=2,
     )
-
-
-def metrics(run: Path, split: str) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == split]
 
 
 @pytest.mark.parametrize(("loss", "lora_r"), [("dpo", 4), ("plackett_luce", 0)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_tree
+from conftest import metrics, random_tree
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sartor.config import DpoConfig, RewardConfig
@@ -51,11 +51,6 @@ def config(tiny_folder: Path, tmp_path: Path) -> RewardConfig:
         dtype="float32",
         epochs=3,
     )
-
-
-def metrics(run: Path, split: str) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == split]
 
 
 def test_it_learns_and_leaves_a_classifier_behind(config: RewardConfig) -> None:

@@ -12,6 +12,7 @@ from sartor.config import RlhfConfig, from_yaml
 from sartor.errors import UserError
 from sartor.train import rlhf
 from sartor.train.rlhf import ppo_verdict, reward_verdict, run_rlhf, sft_verdict
+from sartor.train.run import RunFolder
 
 QUICK = ("dtype=float32", "eval_fraction=0.25")
 
@@ -105,6 +106,38 @@ def test_feedback_of_several_shapes_is_joined(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in joined.read_text().splitlines()]
     assert rows[0] == {"prompt": "Say it", "completions": ["yes", "no"], "ranks": [1.0, 2.0]}
     assert rows[1]["ranks"] == [1.0, 2.0, 2.0]
+
+
+def test_rankings_of_held_out_prompts_are_not_learned(
+    config: RlhfConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without demonstrations, where the reward model is the first stage; killed after it, and resumed."""
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"prompt number {i}", "chosen": "aeae", "rejected": "bdbd", "strength": 2} for i in range(24)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = replace(config, demonstrations=None, rankings=str(pairs), feedback="", rounds=1)
+    run_rlhf(config)
+    assert "6 of 24 rankings are of held-out prompts" in capsys.readouterr().err
+    learned = [json.loads(line) for line in lines(config, "rankings.jsonl")]
+    held_out = {json.loads(row)["prompt"] for row in lines(config, "prompts_held_out.jsonl")}
+    assert len(learned) == 18
+    assert not {row["prompt"] for row in learned} & held_out
+    assert {row["strength"] for row in learned} == {2}
+    assert "rankings.jsonl" in (config.output / "round-1" / "reward" / "config.yaml").read_text()
+    assert "round-1/ppo" in run_rlhf(replace(config, resume=True))
+
+
+def test_rankings_of_other_prompts_are_read_where_they_are(config: RlhfConfig, tmp_path: Path) -> None:
+    pairs, run = tmp_path / "pairs.csv", RunFolder(tmp_path)
+    pairs.write_text("prompt,chosen,rejected\nSay it,yes,no\nSay more,and,or\n")
+    config = replace(config, rankings=str(pairs))
+    run.write_jsonl("prompts_held_out.jsonl", [{"prompt": "Say nothing"}])
+    assert rlhf._rankings(config, run) == str(pairs)
+    turns = [[{"role": "user", "content": f"{text} "}] for text in ("Say it", "Say more")]
+    run.write_jsonl("prompts_held_out.jsonl", [{"prompt": prompt} for prompt in turns])
+    with pytest.raises(UserError, match="all are of prompts held out"):
+        rlhf._rankings(config, run)
+    assert not (tmp_path / "rankings.jsonl").exists()
 
 
 def test_people_are_waited_for(config: RlhfConfig, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sartor.config import SftConfig
@@ -32,11 +33,6 @@ def config(tiny_folder: Path, tmp_path: Path) -> SftConfig:
         eval_prompts=2,
         max_new_tokens=4,
     )
-
-
-def metrics(run: Path, split: str) -> list[dict]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["split"] == split]
 
 
 @pytest.mark.parametrize("lora_r", [0, 4])

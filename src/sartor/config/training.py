@@ -268,7 +268,7 @@ class PpoOptions(Checked):
     missing_end_penalty: NotNegative = 1.0
     """Taken off the score of an answer that did not end by itself."""
     stop_kl: OptionalPositive = None
-    """End the passes over a rollout once the policy has moved so far from it, in nats per token."""
+    """Take no more steps on a rollout once the policy is so many nats per token from the one that wrote it."""
 
 
 @dataclass(kw_only=True)
@@ -279,6 +279,8 @@ class PpoConfig(SamplingConfig, PpoOptions, RunInputs):
     """Where the policy starts: Hub id, folder, .gguf file, or 'smollm2'; best a model that `sartor sft` made."""
     data: str
     """Prompts: text file with one a line, or data with a 'prompt' column; what else is in it is not read."""
+    max_length: Count = 1024
+    """Tokens of a prompt; longer ones lose their start. --max-new-tokens are beside it."""
     batch_size: Count = 16
     """Prompts per rollout."""
     eval_prompts: Count = 32

@@ -237,6 +237,11 @@ class _Rendered:
     templated: bool
 
 
+def last_turn(text: Text) -> str:
+    """What is said last, which is what people read of a prompt."""
+    return text if isinstance(text, str) else text[-1].content
+
+
 def _prompt(tokenizer: Any, prompt: Text, as_chat: bool) -> _Rendered:
     if isinstance(prompt, str) and not as_chat:
         return _Rendered(prompt, templated=False)

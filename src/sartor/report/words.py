@@ -8,6 +8,7 @@ from sartor.evaluate.statistics import Estimate
 
 NO_DIFFERENCE = "no difference shown"
 NOT_MEASURABLE = "not measurable"
+NO_INTERVAL = "no interval, so no verdict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ def verdict(estimate: Estimate, neutral: float, above: str = "better", below: st
     """
     if not math.isfinite(estimate.value):
         return NOT_MEASURABLE
+    if not (math.isfinite(estimate.low) or math.isfinite(estimate.high)):
+        return NO_INTERVAL
     if estimate.low > neutral:
         return above
     return below if estimate.high < neutral else NO_DIFFERENCE
@@ -62,6 +65,8 @@ def shift(before: Estimate, after: Estimate, up: str = "higher", down: str = "lo
     """
     if not (math.isfinite(before.value) and math.isfinite(after.value)):
         return NOT_MEASURABLE
+    if not all(math.isfinite(estimate.high) for estimate in (before, after)):
+        return NO_INTERVAL
     if after.low > before.high:
         return up
     return down if after.high < before.low else NO_DIFFERENCE
@@ -103,6 +108,7 @@ def figure(estimate: Estimate, unit: str = "", percent: bool = False) -> Figure:
         decimals = 0
     shown = number(value, decimals)
     ends = [number(x, decimals) for x in (low, high)]
+    unit = unit.removesuffix("s") if estimate.n == 1 else unit
     n = f"n = {estimate.n:,} {unit}".rstrip() if estimate.n else "n not recorded"
     return Figure(
         f"{shown}\u00a0%" if percent and shown != "n/a" else shown,

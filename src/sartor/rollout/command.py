@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sartor.config import SampleConfig
 from sartor.console import progress, say
-from sartor.data.chat import encode_prompts
+from sartor.data.chat import encode_prompts, last_turn
 from sartor.data.formats import load_examples
 from sartor.errors import UserError
 from sartor.model.load import load
@@ -43,8 +43,8 @@ def run_sample(config: SampleConfig) -> None:
         cut = sum(not one.finished for row in answers for one in row)
         say(f"{len(prompts) * config.n} completions in {config.output}; {cut} reached {config.max_new_tokens} tokens")
         return
-    for row in rows:
-        print(shown(row["prompt"]))
+    for prompt, row in zip(prompts, rows, strict=True):
+        print(last_turn(prompt))
         for completion in row["completions"]:
             print("  " + completion.strip().replace("\n", "\n  ") + "\n")
 
@@ -88,8 +88,3 @@ def read_lines(source: str, option: str) -> list[str]:
     if not any(lines):
         raise UserError(f"{option} {source} is empty: wanted one prompt a line")
     return [line for line in lines if line]
-
-
-def shown(prompt: object) -> str:
-    """A prompt as people read it: its last turn."""
-    return str(prompt[-1]["content"]) if isinstance(prompt, list) else str(prompt)

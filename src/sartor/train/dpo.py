@@ -182,8 +182,6 @@ class Dpo:
 
     def measure(self, step: int) -> dict[str, Estimate]:
         """Held-out metrics and KL to the reference. At step 0 the policy is the reference: accuracy 50 %, KL 0."""
-        if step == 0:
-            self.showcase.ask_before(self.run)
         groups = list(split_by_budget(self.held_out.sizes(self.model), self.config.token_budget))
         parts = [
             self.held_out.logps(self.model, group, self.objective, self.rival, at_start=step == 0) for group in groups
@@ -193,6 +191,8 @@ class Dpo:
         estimates = found.estimates()
         if self.showcase.prompts:
             estimates |= self.showcase.measure(self.run, step)
+        if step == 0:
+            self.showcase.ask_before(self.run)
         self.run.write_json("margins.json", {"step": step, "margins": found.margins()})
         return estimates
 

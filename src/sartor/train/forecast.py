@@ -89,7 +89,7 @@ def workload(
     steps = steps_of(config.epochs, config.max_steps, len(training.trees), config.batch_size)
     plan = Plan(len(training.trees), config.batch_size, steps, config.seed, training.labels)
     every = config.eval_every or -(-steps // 4)
-    evaluations = -(-steps // every) - done // every
+    evaluations = max(1, -(-steps // every) - done // every)  # the last one is made again on resuming
     groups = [g for step in range(done, steps) for g in _groups([training.trees[i] for i in plan.batch(step)], budget)]
     groups = groups or [training.trees[:1]]
     trained = _load(groups) if done < steps else Load()
@@ -102,15 +102,17 @@ def workload(
     if isinstance(config, AnsweringConfig) and (prompts := min(config.eval_prompts, len(set(held_out.prompts)))):
         room = max(1, min(config.max_length, (context or 2**31) - config.max_new_tokens))
         lengths = [min(room, len(tree.prompt)) for tree in held_out.trees]
-        # Answers before and after; others at every evaluation and at the start, which policy and reference then score.
+        # Answers at every evaluation and at the start, which policy and reference then score; others, at the
+        # temperature that people will see, before and after.
         measured = (evaluations + (done == 0)) * (objective is not None)
-        answers = (1 + (done == 0) + measured) * config.eval_samples * prompts
+        shown = 0 if measured and config.temperature == 1 else 1 + (done == 0)
+        answers = (shown + measured) * config.eval_samples * prompts
         rows = min(prompts * config.eval_samples, Sampling().batch_size)
         usual = sum(lengths) // len(lengths)
         sampled = Sampled(answers, rows, config.max_new_tokens, usual, max(lengths))
         answered = TokenTree((0,) * usual, ((0,) * config.max_new_tokens,) * config.eval_samples)
         evaluated += _load(_groups([answered] * prompts, budget)) * 2 * measured
-        evaluated += _load(_groups([TokenTree((0,) * usual, ())] * prompts, budget)) * (2 + measured)
+        evaluated += _load(_groups([TokenTree((0,) * usual, ())] * prompts, budget)) * (shown + measured)
     return Workload(
         reference=_load(_groups(fresh, budget)),
         training=trained,
@@ -147,7 +149,7 @@ def rollouts(
     steps = steps_of(config.epochs, config.max_steps, len(prompts), config.batch_size)
     plan = Plan(len(prompts), config.batch_size, steps, config.seed, ())
     every = config.eval_every or -(-steps // 4)
-    measured = -(-steps // every) - done // every + (done == 0)
+    measured = max(1, -(-steps // every) - done // every) + (done == 0)
 
     def answered(ids: Sequence[TokenIds], n: int) -> list[TokenTree]:
         return [TokenTree(prompt, ((0,) * config.max_new_tokens,) * n) for prompt in ids]

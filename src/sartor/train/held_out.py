@@ -7,13 +7,13 @@ import torch
 
 from sartor.config import SamplingConfig
 from sartor.console import show_table
+from sartor.data.chat import last_turn
 from sartor.evaluate.answers import Answers, compare
 from sartor.evaluate.on_policy import OnPolicy, look_at
 from sartor.evaluate.statistics import Estimate
 from sartor.train.rollout import Stage, WeightedReward, draw, score_all
 from sartor.train.run import RunFolder
 from sartor.train.summary import percent, side_by_side
-from sartor.types import Text
 
 SHOWN = 3  # answers to show while a run goes on
 
@@ -41,7 +41,10 @@ class HeldOutAnswers:
         found = OnPolicy(self.answers, kl, surprise, scores)
         self.run.write_jsonl(f"answers-{step}.jsonl", found.rows())
         shown = zip(prompts.texts[:SHOWN], texts, judged, strict=False)
-        show_table(["score", "prompt", "answer"], [(f"{s[0]:.2f}", last_words(p), t[0]) for p, t, s in shown])
+        show_table(
+            ["score", "prompt", "answer"],
+            [(f"{s[0]:.2f}", _short(last_turn(p)), t[0]) for p, t, s in shown],
+        )
         return found.estimates()
 
     def in_words(self, measured: Mapping[str, Estimate]) -> str:
@@ -72,10 +75,9 @@ class HeldOutAnswers:
         }
 
 
-def last_words(prompt: Text) -> str:
-    """What a prompt asks, short enough for a table."""
-    asked = prompt if isinstance(prompt, str) else prompt[-1].content
-    return asked if len(asked) <= 40 else asked[:37] + "..."
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def rewarded_headline(comparison: Mapping[str, Any], by: str) -> str:

@@ -77,9 +77,13 @@ class MasterWeights:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget()
         self._refresh()
         return float(norm)
+
+    def forget(self) -> None:
+        """Drop the gradient instead of taking a step."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _refresh(self) -> None:

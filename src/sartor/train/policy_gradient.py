@@ -65,11 +65,10 @@ def leave_one_out(score: Float[Tensor, "prompts n"]) -> Float[Tensor, "prompts n
     return (score - score.mean(1, keepdim=True)) * n / (n - 1)
 
 
-def group_normalised(score: Float[Tensor, "prompts n"], scale: bool = True) -> Float[Tensor, "prompts n"]:
+def group_normalised(score: Float[Tensor, "prompts n"]) -> Float[Tensor, "prompts n"]:
     """Each score less its prompt's mean, over its prompt's standard deviation (GRPO; Shao et al. 2024, arXiv
-    2402.03300, section 4.1.2); without ``scale`` only the former (Dr. GRPO; Liu et al. 2025, arXiv 2503.20783)."""
-    centred = score - score.mean(1, keepdim=True)
-    return centred / (score.std(1, keepdim=True) + 1e-4) if scale else centred
+    2402.03300, section 4.1.2)."""
+    return (score - score.mean(1, keepdim=True)) / (score.std(1, keepdim=True) + 1e-4)
 
 
 def whiten(values: Float[Tensor, " N"], shift_mean: bool = True) -> Float[Tensor, " N"]:

@@ -25,6 +25,7 @@ Different, and why:
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -237,35 +238,36 @@ class Ppo:
     # Update: several clipped passes over the rollout.
 
     def update(self, rollout: Rollout, step: int) -> dict[str, float]:
-        """Learn from a rollout; returns metrics averaged over the optimizer steps."""
-        config, trainer = self.config, self.trainer
-        sums, losses, norms, passes = Sums(), [], [], 0
-        for epoch in range(config.ppo_epochs):
+        """Learn from a rollout; returns metrics averaged over its mini-batches."""
+        config, weights, rate = self.config, self.trainer.weights, self.trainer.schedule.at(step)
+        sums = Sums()
+        losses: list[float] = []
+        norms: list[float] = []
+        passes = (self._minibatches(rollout, step, epoch) for epoch in range(config.ppo_epochs))
+        for minibatch in chain.from_iterable(passes):
+            losses.append(0.0)
             moved = Sums()
-            for minibatch in self._minibatches(rollout, step, epoch):
-                trees = [i for group in minibatch for i in group]
-                weight = iter(
-                    per_token(rollout.lengths(trees), WEIGHTED_BY[config.algorithm]).split(
-                        [sum(rollout.lengths(group)) for group in minibatch]
-                    )
-                )
-                total = 0.0
-                for group in minibatch:
-                    loss, found = self._gradient(rollout, group, next(weight))
-                    total += loss
-                    sums.add(found)
-                    moved.add({"kl": found["policy/approxkl"]})
-                losses.append(total)
-                norms.append(trainer.weights.step(trainer.schedule.at(step), config.max_grad_norm))
-            passes += 1
-            if config.stop_kl and moved.means()["kl"] > config.stop_kl:
+            for group, weight in zip(minibatch, self._weights(rollout, minibatch), strict=True):
+                loss, found = self._gradient(rollout, group, weight)
+                losses[-1] += loss
+                sums.add(found)
+                moved.add({"kl": found["policy/approxkl"]})
+            if norms and config.stop_kl and moved.means()["kl"] > config.stop_kl:
+                weights.forget()
                 break
+            norms.append(weights.step(rate, config.max_grad_norm))
         return {
             "loss": float(np.mean(losses)),
             **sums.means(),
-            "policy/passes": passes,
+            "policy/updates": len(norms),
             "grad_norm": float(np.mean(norms)),
         }
+
+    def _weights(self, rollout: Rollout, minibatch: Sequence[Sequence[int]]) -> Sequence[Tensor]:
+        """The share of each token in a mini-batch's loss, for each of its micro-batches."""
+        counts = [rollout.lengths(group) for group in minibatch]
+        flat = [length for part in counts for length in part]
+        return per_token(flat, WEIGHTED_BY[self.config.algorithm]).split([sum(part) for part in counts])
 
     def _gradient(
         self, rollout: Rollout, group: Sequence[int], weight: Float[Tensor, " N"]

@@ -19,7 +19,7 @@ from sartor.errors import UserError
 from sartor.evaluate.answers import Answers
 from sartor.machine import set_up_memory
 from sartor.model.load import load
-from sartor.rewards.scoring import as_rows, score_texts
+from sartor.rewards.scoring import as_rows, from_rows, score_texts
 from sartor.rollout.command import read_prompts
 from sartor.rollout.local import Sampling
 from sartor.train.feedback import collect, split_prompts
@@ -27,11 +27,12 @@ from sartor.train.ppo import train_ppo
 from sartor.train.reward import train_reward
 from sartor.train.run import RunFolder
 from sartor.train.sft import train_sft
-from sartor.types import Comparison, Ranking
+from sartor.types import Comparison, Ranking, Text
 
 Verdict = tuple[bool, str]
 # Held out once for the whole road: a reward model that has seen answers to a prompt is no judge of new ones to it.
 PROMPTS, HELD_OUT = "prompts.jsonl", "prompts_held_out.jsonl"
+WITHOUT_HELD_OUT = "rankings.jsonl"  # of the user's own
 
 
 class Waiting(Exception):
@@ -54,9 +55,9 @@ def run_rlhf(config: RlhfConfig, command: str = "") -> str:
     for name, prompts in zip((PROMPTS, HELD_OUT), parts, strict=True):
         if not (run.path / name).is_file():
             run.write_jsonl(name, [{"prompt": as_rows(prompt)} for prompt in prompts])
+    feedback = [_rankings(config, run)] if config.rankings else []
     try:
         policy = _demonstrate(config, run)
-        feedback = [config.rankings] if config.rankings else []
         for number in range(1, config.rounds + 1):
             say(f"\nround {number} of {config.rounds}, from {policy}")
             if config.feedback and not (number == 1 and config.rankings):
@@ -154,16 +155,52 @@ def _teach(config: RlhfConfig, run: RunFolder, number: int, feedback: Sequence[s
     return str(stage)
 
 
+def _rankings(config: RlhfConfig, run: RunFolder) -> str:
+    """The user's own rankings; those of prompts that are held out are left out, in a file of the run.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    assert config.rankings is not None
+    without = run.path / WITHOUT_HELD_OUT
+    if without.is_file():
+        return str(without)
+    # As the reward model will read them.
+    given = passed_on("reward", config.reward)
+    reading = {"split": given.get("split", RewardConfig.split), "on_bad_row": given.get("on_bad_row", "drop")}
+    found = _preferences(config.rankings, **reading)
+    held_out = {_turns(from_rows(row["prompt"])) for row in run.read_jsonl(HELD_OUT)}
+    kept = [example for example in found if _turns(example.prompt) not in held_out]
+    if found and not kept:
+        raise UserError(f"--rankings {config.rankings}: all are of prompts held out of --prompts; wanted some others")
+    if len(kept) == len(found):
+        return config.rankings
+    say(f"note    {len(found) - len(kept)} of {len(found)} rankings are of held-out prompts, and are not learned")
+    rows = [_as_comparison(one) if isinstance(one, Comparison) else _as_ranking(one) for one in kept]
+    run.write_jsonl(WITHOUT_HELD_OUT, rows)
+    return str(without)
+
+
+def _turns(prompt: Text) -> tuple[str, ...]:
+    """What tells two prompts apart, whether they came as text or as turns."""
+    return (prompt.strip(),) if isinstance(prompt, str) else tuple(turn.content.strip() for turn in prompt)
+
+
 def _joined(path: Path, files: Sequence[str]) -> Path:
     """Feedback of several rounds in one file, whatever shapes it came in."""
-    rows = [row for file in files for row in map(_as_ranking, _preferences(file))]
+    rows = [_as_ranking(example) for file in files for example in _preferences(file)]
     RunFolder(path.parent).write_jsonl(path.name, rows)
     return path
 
 
-def _preferences(file: str) -> list[Comparison | Ranking]:
-    loaded = load_examples(file, wanted=(Comparison, Ranking), on_bad_row="drop")
+def _preferences(file: str, split: str = "train", on_bad_row: str = "drop") -> list[Comparison | Ranking]:
+    loaded = load_examples(file, wanted=(Comparison, Ranking), split=split, on_bad_row=on_bad_row)
     return [example for example in loaded.examples if isinstance(example, Comparison | Ranking)]
+
+
+def _as_comparison(example: Comparison) -> dict[str, Any]:
+    texts = {name: as_rows(getattr(example, name)) for name in ("prompt", "chosen", "rejected")}
+    return {**texts, "tie": example.tie, "strength": example.strength}
 
 
 def _as_ranking(example: Comparison | Ranking) -> dict[str, Any]:
