@@ -34,6 +34,7 @@ from sartor.rollout.local import Sampling
 HERE = Path(__file__).parent
 HH, OASST = "hh-rlhf/harmless-base-2000.jsonl.gz", "oasst/en_100_tree.jsonl.gz"
 TOKENS, K = 48, 4
+ADAPTERS = ["--lora-r", "16"]
 
 
 @dataclass
@@ -66,15 +67,15 @@ def main(options: Options) -> None:
 def reward_vader(options: Options) -> dict[str, Any]:
     train = sampled_rankings(options, "train", 3000)
     held_out = sampled_rankings(options, "eval", 480)
-    run = sartor(
-        options, "reward", f"vader-{options.seed}", "--data", train, "--eval-data", held_out, "--max-length", "512"
-    )
+    # Few rankings in a step: how many steps there are counts for more than how many answers (docs/log.md, 2026-11-22).
+    more = ["--max-length", "512", *ADAPTERS, "--batch-size", "4", "--epochs", "2"]
+    run = sartor(options, "reward", f"vader-{options.seed}", "--data", train, "--eval-data", held_out, *more)
     return judged(run, "held-out pair accuracy", wanted=0.80)
 
 
 def reward_hh(options: Options) -> dict[str, Any]:
     data = str(options.data_folder / HH)
-    run = sartor(options, "reward", f"hh-{options.seed}", "--data", data, "--max-length", "512")
+    run = sartor(options, "reward", f"hh-{options.seed}", "--data", data, "--max-length", "512", *ADAPTERS)
     return judged(run, "held-out pair accuracy", wanted=None)
 
 
@@ -83,7 +84,7 @@ def reward_oasst(options: Options) -> dict[str, Any]:
     with gzip.open(options.data_folder / OASST, "rt") as trees:
         rows = [row for tree in trees for row in ranked_siblings(json.loads(tree)["prompt"], [])]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = sartor(options, "reward", f"oasst-{options.seed}", "--data", str(data), "--max-length", "768")
+    run = sartor(options, "reward", f"oasst-{options.seed}", "--data", str(data), "--max-length", "768", *ADAPTERS)
     return judged(run, "held-out pair accuracy", wanted=None)
 
 

@@ -101,7 +101,7 @@ def test_goes_on_with_the_arm_that_broke(config: CompareConfig, monkeypatch: pyt
     monkeypatch.setattr(experiment, "_call", again := Here())
     run_compare(replace(config, resume=True))
     assert again.calls == 2
-    assert "one seed, which tells little" in read(config)["headline"][0]
+    assert "one seed, its intervals over prompts alone" in read(config)["headline"][0]
     run_compare(replace(config, resume=True, seeds=2))  # one more seed, later
     assert again.calls == 6
     assert read(config)["seeds"] == 2
@@ -116,6 +116,20 @@ def test_every_policy_learns_at_the_same_rate(config: CompareConfig, tmp_path: P
     rates = {arm.name: arm.command[arm.command.index("--learning-rate") + 1] for arm in arms if arm.kind != "reward"}
     assert rates == dict.fromkeys(rates, "0.0005")
     assert len(rates) == 3
+
+
+def test_the_reward_model_takes_twice_the_steps(config: CompareConfig, tmp_path: Path) -> None:
+    task = replace(experiment._task(config), held_out=[])
+    arms = {arm.kind: arm.command for arm in arms_of(replace(config, size="small"), task, tmp_path, 0, 100, 1)}
+
+    def option(kind: str, name: str) -> int:
+        return int(arms[kind][arms[kind].index(name) + 1])
+
+    assert option("reward", "--batch-size") == 4
+    assert option("reward", "--eval-every") == 25  # of 50 steps
+    assert "--batch-size" not in arms["dpo"]
+    assert option("dpo", "--eval-every") == 13  # of 26
+    assert option("ppo", "--eval-every") == 4  # of 8
 
 
 def test_options_of_an_arm_become_words_as_users_type_them(tmp_path: Path) -> None:

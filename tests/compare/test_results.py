@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from sartor.compare.results import Point, _ratio, best_of, cost_of, estimate
+from sartor.compare.results import Point, _at_equal_kl, _ratio, best_of, cost_of, estimate, reward_at
 from sartor.evaluate.statistics import Sample, crossed, mean
 
 
@@ -31,6 +31,44 @@ def test_cost_of_a_level_lies_on_the_line_between_two_evaluations() -> None:
     assert cost_of(steps, 0.0, 0.2, "seconds") == 20.0  # from where the start truly is, whatever step 0 happened to see
     with pytest.raises(ValueError, match="above all"):
         cost_of(steps, 0.2, 2.0, "seconds")
+
+
+def gone(number: int, *points: tuple[float, float]) -> list[Point]:
+    """A path of distances and rewards on two prompts, of which the second earns 0.1 more."""
+    return [
+        Point(
+            step,
+            {(number, "p"): reward, (number, "q"): reward + 0.1},
+            {(number, "p"): kl - 0.5, (number, "q"): kl + 0.5},
+            {},
+            {},
+        )
+        for step, (kl, reward) in enumerate(points)
+    ]
+
+
+def test_rewards_are_compared_where_both_are_equally_far() -> None:
+    further, nearer = gone(0, (0.0, 0.2), (4.0, 0.6), (9.0, 0.7)), gone(0, (0.0, 0.2), (3.0, 0.4), (2.25, 0.5))
+    # Over √KL: 1 of the 2 from the start to 4 nats; of 6.25, half of the way from 2 to 3.
+    assert reward_at(further, {(0, "p"): 0.5, (0, "q"): 1.5}) == pytest.approx({(0, "p"): 0.4, (0, "q"): 0.5})
+    assert reward_at(further, {(0, "p"): 5.75, (0, "q"): 6.75}) == pytest.approx({(0, "p"): 0.65, (0, "q"): 0.75})
+    backwards = gone(0, (0.0, 0.2), (4.0, 0.6), (1.5, 0.5))
+    assert reward_at(backwards, {(0, "p"): 0.5, (0, "q"): 1.5})[0, "p"] == pytest.approx(0.4)  # on the way out
+    other = [gone(1, (0.0, 0.2), (1.0, 0.6)), gone(1, (0.0, 0.2), (4.0, 0.4))]
+    found = _at_equal_kl([further, other[0]], [nearer, other[1]])
+    assert found["levels"] == pytest.approx([2.25, 1.0])  # where the nearer one ended, not where it had been
+    assert found["reward"].value == pytest.approx(((0.5 - (0.2 + 0.75 * 0.4)) + (0.3 - 0.6)) / 2)
+    stayed = _at_equal_kl([further], [gone(0, (0.0, 0.2), (-0.01, 0.2))])
+    assert stayed["why_none"] == "seed 0 has an arm that stayed at the start"
+
+
+def test_the_interval_at_equal_distance_knows_that_distances_are_estimates() -> None:
+    """Where a prompt's reward is all a matter of how far it went, nothing is left by which prompts differ."""
+    keys = [(0, f"p{i}") for i in range(6)]
+    kl = {key: 4 + 0.5 * (i - 2.5) for i, key in enumerate(keys)}
+    start = Point(0, dict.fromkeys(keys, 0.0), dict.fromkeys(keys, 1.0), {}, {})
+    end = Point(1, {key: 0.2 * nats for key, nats in kl.items()}, kl, {}, {})  # the slope of 0.8 (√kl - 1) at 4 nats
+    assert reward_at([start, end], dict.fromkeys(keys, 4.0)) == pytest.approx(dict.fromkeys(keys, 0.8))
 
 
 def seeded(number: int, *points: tuple[float, float]) -> list[Point]:

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from sartor import plugins
-from sartor.compare.arms import Arm, arms_of
+from sartor.compare.arms import DPO, PPO, REWARD, Arm, arms_of
 from sartor.compare.results import results
 from sartor.config import CompareConfig
-from sartor.config.compare import SIZES
+from sartor.config.compare import MATCHED, SIZES
 from sartor.console import duration, say
 from sartor.errors import UserError
 from sartor.machine import machine, release_freed_memory, set_up_memory
@@ -78,12 +78,14 @@ def run_compare(config: CompareConfig, command: str = "") -> str:
 
 
 def _identity(config: CompareConfig, task: Task) -> dict[str, str]:
-    """What all seeds have to share, however late they come: weights, prompts, truth."""
+    """What all seeds have to share, however late they come: weights, prompts, truth, and how the arms learn."""
     file = Path(task.score.partition(".py:")[0] + ".py")
     source = file.read_bytes() if file.is_file() else task.score.encode()
     prompts = repr([as_rows(prompt) for prompt in (*task.train, *task.held_out)])
+    recipe = repr((SIZES[config.size], DPO, REWARD, PPO, MATCHED))
     return {
         "model": fingerprint(load(config.model)),
+        "recipe of the arms": hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest(),
         "prompts": hashlib.blake2b(prompts.encode(), digest_size=16).hexdigest(),
         "scorer": hashlib.blake2b(source, digest_size=16).hexdigest(),
     }

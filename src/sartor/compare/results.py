@@ -14,6 +14,7 @@ import numpy as np
 from sartor.compare.arms import Arm
 from sartor.config import CompareConfig
 from sartor.config.compare import SIZES
+from sartor.console import duration
 from sartor.evaluate.diversity import distinct_n, self_bleu
 from sartor.evaluate.statistics import Estimate, Sample, crossed, mean
 from sartor.tasks.task import Task
@@ -78,6 +79,7 @@ def results(config: CompareConfig, task: Task, seeds: Sequence[Sequence[Arm]]) -
             "reward": estimate(_ends(theirs, "reward"), _ends(ours, "reward")),
             "kl": estimate(_ends(theirs, "kl"), _ends(ours, "kl")),
         },
+        "at_equal_kl": _at_equal_kl(ours, theirs),
         "ratio": _ratio(ours, theirs, chosen[1]),
     }
     return {**found, "headline": headline(found)}
@@ -215,6 +217,48 @@ def best_of(scores: Sequence[float], n: int) -> float:
     return sum(comb(place, n - 1) * score for place, score in enumerate(ordered)) / comb(len(ordered), n)
 
 
+def _at_equal_kl(ours: Sequence[Sequence[Point]], theirs: Sequence[Sequence[Point]]) -> dict[str, Any]:
+    """What PPO earns more than DPO where both have gone equally far: as far as the one that went less far, by seed."""
+    dpo: list[Values] = []
+    ppo: list[Values] = []
+    levels: list[float] = []
+    for pair in zip(ours, theirs, strict=True):
+        end = min((path[-1] for path in pair), key=lambda point: _mean(point.kl))
+        levels.append(_mean(end.kl))
+        if levels[-1] <= 0:
+            return {"levels": [], "why_none": f"seed {len(levels) - 1} has an arm that stayed at the start"}
+        for path, rewards in zip(pair, (dpo, ppo), strict=True):
+            rewards.append(end.reward if path[-1] is end else reward_at(path, end.kl))
+    return {"levels": levels, "reward": estimate(_joined(ppo), _joined(dpo))}
+
+
+def reward_at(path: Sequence[Point], kl: Values) -> Values:
+    """Rewards where an arm first came as far as ``kl`` is on average, on lines between evaluations over √KL.
+
+    Rewards grow about with √KL (Gao et al. 2022, arXiv 2210.10760). By how much a prompt's KL differs from its ``kl``
+    is taken off its reward along the line, which changes no mean: so intervals know that distances are estimates too.
+    """
+    level = _mean(kl)
+    for before, after in pairwise(path):
+        low, high = _mean(before.kl), _mean(after.kl)
+        if high >= level:
+            break
+    if not low < level <= high:
+        return after.reward
+    roots = [math.sqrt(max(0.0, x)) for x in (low, level, high)]
+    share, of_kl = (roots[1] - roots[0]) / (roots[2] - roots[0]), (level - low) / (high - low)
+    slope = (_mean(after.reward) - _mean(before.reward)) / (roots[2] - roots[0]) / (2 * roots[1])
+    return {
+        key: _between(before.reward[key], after.reward[key], share)
+        - slope * (_between(before.kl[key], after.kl[key], of_kl) - kl[key])
+        for key in kl
+    }
+
+
+def _between(first: float, second: float, share: float) -> float:
+    return (1 - share) * first + share * second
+
+
 def _ratio(ours: Sequence[Sequence[Point]], theirs: Sequence[Sequence[Point]], start: Values) -> dict[str, Any]:
     """How many times dearer reward model and PPO were than DPO, up to the reward that both of a seed ended with.
 
@@ -261,26 +305,49 @@ def headline(found: Mapping[str, Any]) -> list[str]:
     """The result in two sentences, and no more than the intervals allow to say."""
     ratio, arms, best = found["ratio"], {row["kind"]: row for row in found["arms"]}, found["best_of"]
     ours, theirs = arms["dpo"], arms["ppo"]
-    seeds = f"{found['seeds']} seeds" if found["seeds"] > 1 else "one seed, which tells little"
+    seeds = f"{found['seeds']} seeds" if found["seeds"] > 1 else "one seed, its intervals over prompts alone"
     where = f"on {found['task']} with {found['model']}, {seeds}"
     if "why_none" in ratio:
-        first = f"No ratio of costs {where}: {ratio['why_none']}."
+        dpo, ppo = (
+            f"{_figure(row['against_start'])} above the start after {duration(row['cost']['seconds'].value)}"
+            for row in (ours, theirs)
+        )
+        first = (
+            f"{where[0].upper()}{where[1:]}, DPO ended {dpo}, and a reward model with PPO {ppo}: no ratio of costs, "
+            f"since {ratio['why_none']}."
+        )
     else:
-        level = " to ".join(dict.fromkeys(f"{end(ratio['levels']):.2f}" for end in (min, max)))
+        level = _range(ratio["levels"], 2)
         costs = f"{_times(ratio['seconds'])} the time and {_times(ratio['flops'])} the FLOPs of {ours['name']}"
-        sure = math.isfinite(ratio["seconds"].high) and not ratio["seconds"].low <= 1 <= ratio["seconds"].high
         reached = f"up to the reward that both reached ({level} by {found['score']})"
         what = f"a reward model with PPO cost {costs} {reached}, {where}."
-        first = what[0].upper() + what[1:] if sure else f"No difference in time shown: {what}"
-    gap = found["difference"]["reward"]
-    more = "earned more than DPO" if gap.low > 0 else "earned less than DPO" if gap.high < 0 else "no difference shown"
+        if found["seeds"] > 1 and ratio["seconds"].low <= 1 <= ratio["seconds"].high:
+            what = f"no difference in time shown: {what}"
+        first = what[0].upper() + what[1:]
     ends = " and ".join(
         f"{name} {_figure(row['end']['reward'])} at {row['end']['kl'].value:.1f} nats"
         for name, row in (("DPO", ours), ("PPO", theirs))
     )
     start, two = (f"{row['reward'].value:.2f}" for row in best[:2])
-    second = f"At the end {ends} (start {start}, best of 2 {two}): PPO less DPO {_figure(gap)}, {more}."
+    equal, gap = found["at_equal_kl"], found["difference"]["reward"]
+    if "why_none" in equal:
+        far = f"No comparison at equal distance: {equal['why_none']}"
+    else:
+        far = (
+            f"At equal distance from the start ({_range(equal['levels'], 1)} nats) PPO less DPO is "
+            f"{_figure(equal['reward'])}, {_verdict(equal['reward'])}"
+        )
+    second = f"{far}; at the end {ends}, {_figure(gap)}, {_verdict(gap)} (start {start}, best of 2 {two})."
     return [first, second]
+
+
+def _verdict(gap: Estimate) -> str:
+    return "PPO earned more" if gap.low > 0 else "PPO earned less" if gap.high < 0 else "no difference shown"
+
+
+def _range(values: Sequence[float], digits: int) -> str:
+    """The least to the greatest of some numbers; one, where they print alike."""
+    return " to ".join(dict.fromkeys(f"{end(values):.{digits}f}" for end in (min, max)))
 
 
 def _figure(value: Estimate) -> str:

@@ -64,7 +64,7 @@ class CompareConfig(Checked):
     max_new_tokens: OptionalCount = None
     """Length of answers, in tokens; by default the task's own, 48."""
     size: Annotated[str, OneOf("quick", "small", "full")] = "small"
-    """quick: some minutes, to see that all of it runs; small: an hour and a half on two cores; full: a day."""
+    """quick: minutes, to see that all of it runs; small: half an hour a seed on two cores; full: hours a seed."""
     seeds: Count = 3
     """Repetitions: each has feedback, adapters and samples of its own. A later --resume may ask for more."""
     answers: Annotated[int, Wanted("2 to 9", lambda value: 2 <= value <= 9)] = 4

@@ -52,7 +52,7 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
                 for cost, label in (("seconds", "Time"), ("flops", "FLOPs"))
                 if cost in found["ratio"]
             ),
-            _difference(found),
+            *([_difference(found)] if "reward" in found["at_equal_kl"] else []),
             _end(found, "dpo"),
             _end(found, "ppo"),
         ][:4],
@@ -100,15 +100,16 @@ def _ratio(found: Mapping[str, Any], cost: str, label: str) -> Tile:
 
 
 def _difference(found: Mapping[str, Any]) -> Tile:
-    gap = _estimate(found["difference"]["reward"])
-    word = verdict(gap, 0.0, above="RLHF ends higher", below="DPO ends higher")
+    gap = _estimate(found["at_equal_kl"]["reward"])
+    word = verdict(gap, 0.0, above="RLHF earns more", below="DPO earns more")
     gloss = (
-        "True reward at the end of PPO on a reward model, less that of DPO, on the same prompts and seeds; 0 would be "
-        f"no difference. PPO is {_figure(found['difference']['kl']).value} nats further away."
+        "True reward of PPO on a reward model, less that of DPO, where both are as far from the start as the one that "
+        f"went less far; 0 would be no difference. At their ends {_figure(found['difference']['reward'])}, "
+        f"in nats {_figure(found['difference']['kl'])}."
     )
     reach = 1.15 * max(abs(gap.low), abs(gap.high))
     placed = strip({"blue": gap}, -reach, reach, 0.0)
-    return Tile("Reward: RLHF less DPO", [figure(gap, "prompts")], word, "", gloss, placed)
+    return Tile("Reward at equal KL: RLHF less DPO", [figure(gap, "prompts")], word, "", gloss, placed)
 
 
 def _end(found: Mapping[str, Any], kind: str) -> Tile:
