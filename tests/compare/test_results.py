@@ -39,7 +39,7 @@ def gone(number: int, *points: tuple[float, float]) -> list[Point]:
         Point(
             step,
             {(number, "p"): reward, (number, "q"): reward + 0.1},
-            {(number, "p"): kl - 0.5, (number, "q"): kl + 0.5},
+            {(number, "p"): kl - 0.05, (number, "q"): kl + 0.05},
             {},
             {},
         )
@@ -50,16 +50,21 @@ def gone(number: int, *points: tuple[float, float]) -> list[Point]:
 def test_rewards_are_compared_where_both_are_equally_far() -> None:
     further, nearer = gone(0, (0.0, 0.2), (4.0, 0.6), (9.0, 0.7)), gone(0, (0.0, 0.2), (3.0, 0.4), (2.25, 0.5))
     # Over √KL: 1 of the 2 from the start to 4 nats; of 6.25, half of the way from 2 to 3.
-    assert reward_at(further, {(0, "p"): 0.5, (0, "q"): 1.5}) == pytest.approx({(0, "p"): 0.4, (0, "q"): 0.5})
-    assert reward_at(further, {(0, "p"): 5.75, (0, "q"): 6.75}) == pytest.approx({(0, "p"): 0.65, (0, "q"): 0.75})
+    assert reward_at(further, {(0, "p"): 0.95, (0, "q"): 1.05}) == pytest.approx({(0, "p"): 0.4, (0, "q"): 0.5})
+    assert reward_at(further, {(0, "p"): 6.2, (0, "q"): 6.3}) == pytest.approx({(0, "p"): 0.65, (0, "q"): 0.75})
     backwards = gone(0, (0.0, 0.2), (4.0, 0.6), (1.5, 0.5))
-    assert reward_at(backwards, {(0, "p"): 0.5, (0, "q"): 1.5})[0, "p"] == pytest.approx(0.4)  # on the way out
+    assert reward_at(backwards, {(0, "p"): 0.95, (0, "q"): 1.05})[0, "p"] == pytest.approx(0.4)  # on the way out
     other = [gone(1, (0.0, 0.2), (1.0, 0.6)), gone(1, (0.0, 0.2), (4.0, 0.4))]
     found = _at_equal_kl([further, other[0]], [nearer, other[1]])
     assert found["levels"] == pytest.approx([2.25, 1.0])  # where the nearer one ended, not where it had been
     assert found["reward"].value == pytest.approx(((0.5 - (0.2 + 0.75 * 0.4)) + (0.3 - 0.6)) / 2)
-    stayed = _at_equal_kl([further], [gone(0, (0.0, 0.2), (-0.01, 0.2))])
-    assert stayed["why_none"] == "seed 0 has an arm that stayed at the start"
+    assert reward_at(gone(0, (0.1, 0.2), (4.0, 0.6)), {(0, "p"): 0.0, (0, "q"): 0.1}) == {
+        (0, "p"): 0.2,
+        (0, "q"): 0.2 + 0.1,
+    }
+    for little in (-0.01, 0.02):
+        stayed = _at_equal_kl([further], [gone(0, (0.0, 0.2), (little, 0.2))])
+        assert stayed["why_none"] == "seed 0 has an arm not shown to leave the start"
 
 
 def test_the_interval_at_equal_distance_knows_that_distances_are_estimates() -> None:

@@ -225,8 +225,8 @@ def _at_equal_kl(ours: Sequence[Sequence[Point]], theirs: Sequence[Sequence[Poin
     for pair in zip(ours, theirs, strict=True):
         end = min((path[-1] for path in pair), key=lambda point: _mean(point.kl))
         levels.append(_mean(end.kl))
-        if levels[-1] <= 0:
-            return {"levels": [], "why_none": f"seed {len(levels) - 1} has an arm that stayed at the start"}
+        if not estimate(end.kl).low > 0:  # equally near would say nothing of either
+            return {"levels": [], "why_none": f"seed {len(levels) - 1} has an arm not shown to leave the start"}
         for path, rewards in zip(pair, (dpo, ppo), strict=True):
             rewards.append(end.reward if path[-1] is end else reward_at(path, end.kl))
     return {"levels": levels, "reward": estimate(_joined(ppo), _joined(dpo))}
@@ -243,7 +243,9 @@ def reward_at(path: Sequence[Point], kl: Values) -> Values:
         low, high = _mean(before.kl), _mean(after.kl)
         if high >= level:
             break
-    if not low < level <= high:
+    if level <= low:
+        return before.reward
+    if level > high:
         return after.reward
     roots = [math.sqrt(max(0.0, x)) for x in (low, level, high)]
     share, of_kl = (roots[1] - roots[0]) / (roots[2] - roots[0]), (level - low) / (high - low)
