@@ -85,6 +85,9 @@ KNOWN_ELSEWHERE = {
     "cliprange-value": "value-clip",
     "missing-eos-penalty": "missing-end-penalty",
     "response-length": "max-new-tokens",
+    "reward-model": "reward",
+    "reward-model-path": "reward",
+    "reward-funcs": "reward",
     "center-rewards-coefficient": "center",
 }
 KINDS = {"FLOAT": "a number", "INT": "a whole number"}

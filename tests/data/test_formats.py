@@ -358,7 +358,7 @@ BAD_ROWS = {
     "margin is a truth": (PAIR | {"margin": True}, "margin is not a number: True"),
     "long value": (PAIR | {"tie": "x" * 100}, f"tie is not true or false (or 1 or 0): '{'x' * 56}..."),
 }
-OUT = "mend it, or leave it out with on_bad_row 'skip' or 'drop'"
+OUT = "mend it, or leave it out with --on-bad-row skip or drop"
 
 
 @table(BAD_ROWS)
@@ -392,7 +392,7 @@ def test_more_than_one_per_cent_is_refused():
     assert refusal(*rows) == (
         "a.jsonl: 3 of 200 rows are bad (1.5 %, at most 1 % are skipped): 2 empty completion (first: a.jsonl, row 2: "
         "''), 1 identical chosen and rejected (first: a.jsonl, row 1: 'blue') - "
-        "mend the file, or leave out every bad row with on_bad_row 'drop'"
+        "mend the file, or leave out every bad row with --on-bad-row drop"
     )
     assert len(load(*rows, on_bad_row="drop").examples) == 197
 
@@ -401,7 +401,7 @@ def test_in_small_files_one_bad_row_is_too_many():
     assert refusal(*pairs(98, 1)) == (
         "a.jsonl: 1 of 99 rows are bad (1.01 %, at most 1 % are skipped; under 100 rows, a single one is more): "
         "1 empty completion (first: a.jsonl, row 1: '') - "
-        "mend the file, or leave out every bad row with on_bad_row 'drop'"
+        "mend the file, or leave out every bad row with --on-bad-row drop"
     )
     assert len(load(*pairs(99, 1)).examples) == 99
     assert len(load(*pairs(98, 1), on_bad_row="drop").examples) == 98

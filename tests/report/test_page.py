@@ -308,7 +308,7 @@ def test_interval_of_one_prompt_is_unknown(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     edit(run, headline=None, comparison={"win_rate": {"value": 1.0, "low": -INF, "high": INF, "n": 1}})
     text = page_of(run).text
-    assert f"100 % [interval unknown], n = 1 prompt: {NO_INTERVAL}." in text
+    assert f"100 % [no interval: one unit], n = 1 prompt: {NO_INTERVAL}." in text
 
 
 def test_warnings_only_where_intervals_part(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_it_learns_and_leaves_a_model_behind(config: SftConfig, lora_r: int) -> 
     )
     assert "Held-out perplexity" in (run / "report.html").read_text()
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["headline"].startswith("On 12 demonstrations of prompts never trained on, perplexity is ")
+    assert summary["headline"].startswith("On 12 held-out demonstrations, perplexity is ")
     if not lora_r:
         assert AutoModelForCausalLM.from_pretrained(run / "model") is not None
 

@@ -66,7 +66,7 @@ class TrainingConfig(RunInputs):
     """Tokens of prompt and completion; longer prompts lose their start, longer completions are left out."""
 
     learning_rate: OptionalPositive = None
-    """Peak learning rate. By size: full 2e-5 to 0.5B, 5e-6 to 3B, 1e-6 above; LoRA 10 times that (ppo 25); reward 5."""
+    """Peak rate; by default 2e-5 up to 0.5B, 5e-6 up to 3B, else 1e-6; LoRA 10 times, in ppo 25; reward 5 times all."""
     schedule: Annotated[str, OneOf("cosine", "linear", "constant")] = "cosine"
     """How the learning rate falls after warm-up: cosine, linear, or constant."""
     warmup_ratio: Annotated[float, Wanted("at least 0 and below 1", lambda value: 0 <= value < 1)] = 0.1

@@ -120,7 +120,7 @@ def load_examples(source: str, *, wanted: tuple[type, ...], split: str = "train"
         except _BadRow as bad:
             if on_bad_row == "error":
                 raise UserError(
-                    f"{where}: {bad.reason}: {bad.value} - mend it, or leave it out with on_bad_row 'skip' or 'drop'"
+                    f"{where}: {bad.reason}: {bad.value} - mend it, or leave it out with --on-bad-row skip or drop"
                 ) from None
             seen = loaded.skipped.get(bad.reason, Skipped(0, where, bad.value))
             loaded.skipped[bad.reason] = replace(seen, count=seen.count + 1)
@@ -192,7 +192,7 @@ def _refuse_too_many(loaded: Loaded, on_bad_row: str) -> None:
         small = "; under 100 rows, a single one is more" if rows < 100 else ""
         raise UserError(
             f"{problem} ({100 * bad / rows:.3g} %, at most 1 % are skipped{small}): {_tally(loaded.skipped)} - "
-            "mend the file, or leave out every bad row with on_bad_row 'drop'"
+            "mend the file, or leave out every bad row with --on-bad-row drop"
         )
 
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import stats
 
+ONE_UNIT = "[no interval: one unit]"
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -22,7 +24,7 @@ class Estimate:
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
-        interval = f"[{self.low:.3g}, {self.high:.3g}]" if math.isfinite(self.high) else "[no interval: one unit]"
+        interval = f"[{self.low:.3g}, {self.high:.3g}]" if math.isfinite(self.high) else ONE_UNIT
         return f"{self.value:.3g} {interval}"
 
 

@@ -93,13 +93,17 @@ def _loss(run: Run) -> Chart:
         return _absent(title, "loss (metrics.jsonl)")
     caption = (
         "Thin: each training step; thick grey: running mean. Healthy: both fall and stay together. "
-        "Held-out turning up while training falls means fewer epochs or a larger beta."
+        f"Held-out turning up while training falls means fewer epochs{' or a larger beta' * _has_beta(run)}."
     )
     steps, losses = [step for step, _ in rows], [loss for _, loss in rows]
     svg = curve({"blue": points}, name="Loss over steps", faint=(steps, losses) if rows else None)
     lines: list[tuple[str, str, Figure | None]] = [("muted", "training", None)] if rows else []
     lines += [("blue", "held-out", figure(points[-1][1], "prompts"))] if points else []
     return Chart(title, svg, caption, lines)
+
+
+def _has_beta(run: Run) -> bool:
+    return str(run.summary.get("verb")).startswith("dpo")
 
 
 def _logps(run: Run) -> Chart:

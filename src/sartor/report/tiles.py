@@ -140,8 +140,11 @@ def _of_reward(run: Run) -> list[Tile | None]:
     chance = as_float(evaluation.get("pick_rate_chance"))
     found: list[Tile | None] = []
     if accuracy:
-        gloss = "Share of held-out pairs whose preferred answer has the higher reward; 50 % would be chance."
-        found.append(_share_tile("Held-out accuracy", accuracy, "prompts", "better than chance", gloss))
+        # Of pairs that were only looked at, nobody knows here whether they were trained on.
+        alone = str(run.summary.get("verb")).endswith("--evaluate")
+        pairs, label = ("pairs", "Accuracy") if alone else ("held-out pairs", "Held-out accuracy")
+        gloss = f"Share of {pairs} whose preferred answer has the higher reward; 50 % would be chance."
+        found.append(_share_tile(label, accuracy, "prompts", "better than chance", gloss))
     if picks and math.isfinite(chance):
         word = verdict(picks, chance, above="better than chance", below="worse than chance")
         gloss = f"Share of rankings whose best-rewarded answer people put first; {100 * chance:.0f} % would be chance."

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sartor.evaluate.statistics import Estimate
+from sartor.evaluate.statistics import ONE_UNIT, Estimate
 
 NO_DIFFERENCE = "no difference shown"
 NOT_MEASURABLE = "not measurable"
@@ -94,6 +94,8 @@ def figure(estimate: Estimate, unit: str = "", percent: bool = False) -> Figure:
     >>> f = figure(Estimate(0.684, 0.612, 0.748, 120), "pairs", percent=True)
     >>> f.value, f.interval, f.n
     ('68\\xa0%', '[61,\\xa075]', 'n\\xa0=\\xa0120\\xa0pairs')
+    >>> figure(Estimate(0.41, -5.2, 6.1, 2)).value
+    '0.4'
     """
     scale = 100 if percent else 1
     value, low, high = (scale * x for x in (estimate.value, estimate.low, estimate.high))
@@ -101,6 +103,8 @@ def figure(estimate: Estimate, unit: str = "", percent: bool = False) -> Figure:
     decimals = None
     if known and width > 0:
         decimals = min(6, max(0, 1 - math.floor(math.log10(width))))
+        if value and not percent and not round(value, decimals):
+            decimals += 1  # however wide the interval, a value is not rounded to nothing if one digit more can help it
         # A bound of 50.3 % printed as 50 would seem to contradict a verdict of "better".
         close = any(0 < abs(x - 50) < 0.5 for x in (low, high))
         decimals = int(close) if percent and width >= 2 else decimals
@@ -109,9 +113,10 @@ def figure(estimate: Estimate, unit: str = "", percent: bool = False) -> Figure:
     shown = number(value, decimals)
     ends = [number(x, decimals) for x in (low, high)]
     unit = unit.removesuffix("s") if estimate.n == 1 else unit
+    unknown = ONE_UNIT if estimate.n == 1 else "[interval unknown]"
     n = f"n = {estimate.n:,} {unit}".rstrip() if estimate.n else "n not recorded"
     return Figure(
         f"{shown}\u00a0%" if percent and shown != "n/a" else shown,
-        f"[{ends[0]},\u00a0{ends[1]}]" if known else "[interval\u00a0unknown]",
+        f"[{ends[0]},\u00a0{ends[1]}]" if known else unknown.replace(" ", "\u00a0"),
         n.replace(" ", "\u00a0"),
     )

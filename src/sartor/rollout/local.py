@@ -81,7 +81,8 @@ def sample(
             f"{model.context} positions of {model.name}; lower --max-length or --max-new-tokens"
         )
     if model.shares_prompts is None:
-        check(model, TokenTree(longest, (longest[-1:],)))
+        answer = min(sampling.max_new_tokens, 16)
+        check(model, TokenTree(longest, (longest[-answer:], longest[:answer])))  # stand-ins for two answers
     uniform = torch.rand(
         len(prompts) * n, sampling.max_new_tokens, generator=torch.Generator().manual_seed(sampling.seed)
     )

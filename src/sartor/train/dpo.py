@@ -219,7 +219,7 @@ class Dpo:
             "comparison": comparison,
             "data": {
                 "train": f"{self.training.size} in {len(self.training.trees)} rows of {config.data}",
-                "eval": f"{self.held_out.size} in {len(self.held_out.trees)} rows of prompts never trained on",
+                "eval": f"{self.held_out.size} in {len(self.held_out.trees)} rows of held-out prompts",
                 "notes": [*notes_of(self.training, self.held_out), *shortcomings(self.objective, self.training), *cut],
             },
         }

@@ -69,7 +69,7 @@ class HeldOutAnswers:
             "comparison": comparison,
             "data": {
                 "train": f"{len(stage.training.texts)} prompts of {config.data}",
-                "eval": f"{len(stage.held_out.texts)} prompts never trained on",
+                "eval": f"{len(stage.held_out.texts)} prompts that this run held out",
                 "notes": stage.notes,
             },
         }
@@ -84,7 +84,7 @@ def rewarded_headline(comparison: Mapping[str, Any], by: str) -> str:
     """The result in one sentence, and no more than the interval allows to say."""
     share, kl = comparison["win_rate"], comparison["kl"]
     what = (
-        f"by {by}, its answers to {share.n} prompts never trained on score better than the original model's in "
-        f"{percent(share)} of comparisons, {kl.value:.2g} nats [{kl.low:.2g}, {kl.high:.2g}] away from it."
+        f"by {by}, its answers to {share.n} held-out prompts score better than the original model's in "
+        f"{percent(share)} of comparisons, {kl} nats away from it."
     )
     return f"No difference shown: {what}" if share.low <= 0.5 <= share.high else what[0].upper() + what[1:]

@@ -281,7 +281,7 @@ class Reward:
             "evaluation": evaluation,
             "data": {
                 "train": f"{self.training.size} in {len(self.training.trees)} rows of {config.data}",
-                "eval": f"{self.held_out.size} in {len(self.held_out.trees)} rows of prompts never trained on",
+                "eval": f"{self.held_out.size} in {len(self.held_out.trees)} rows of held-out prompts",
                 "notes": [*self.training.notes, *self.held_out.notes],
             },
         }
@@ -300,4 +300,4 @@ def reward_headline(accuracy: Estimate, pairs: str, held_out: bool = True) -> st
     """The result in one sentence, and no more than the interval allows to say."""
     aside = " held out" * held_out
     what = f"on {pairs}{aside}, the answer that people preferred has the higher reward in {percent(accuracy)}."
-    return f"No better than chance: {what}" if accuracy.low <= 0.5 else what[0].upper() + what[1:]
+    return f"Not shown to be better than chance: {what}" if accuracy.low <= 0.5 else what[0].upper() + what[1:]

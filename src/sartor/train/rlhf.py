@@ -5,6 +5,7 @@ feedback so far, its policy starts from the round before. Each stage is a run of
 judged before the next one starts: one that brought nothing stops the whole, with the reason.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from sartor.console import say
 from sartor.data.formats import load_examples
 from sartor.errors import UserError
 from sartor.evaluate.answers import Answers
+from sartor.evaluate.statistics import Estimate
 from sartor.machine import set_up_memory
 from sartor.model.load import load
 from sartor.rewards.scoring import as_rows, from_rows, score_texts
@@ -27,6 +29,7 @@ from sartor.train.ppo import train_ppo
 from sartor.train.reward import train_reward
 from sartor.train.run import RunFolder
 from sartor.train.sft import train_sft
+from sartor.train.summary import percent
 from sartor.types import Comparison, Ranking, Text
 
 Verdict = tuple[bool, str]
@@ -274,8 +277,10 @@ def ppo_verdict(summary: Mapping[str, Any], evaluations: Sequence[Mapping[str, A
 
 
 def _share(estimate: Mapping[str, float]) -> str:
-    value, low, high = (100 * (estimate[key] or 0.0) for key in ("value", "low", "high"))
-    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+    known = estimate["high"] is not None
+    low, high = (estimate["low"], estimate["high"]) if known else (-math.inf, math.inf)
+    value = math.nan if estimate["value"] is None else estimate["value"]
+    return percent(Estimate(value, low, high, int(estimate.get("n", 0))))
 
 
 def _copy_model(policy: Path, target: Path) -> None:
@@ -313,5 +318,5 @@ def write_road(run: RunFolder) -> None:
 
 
 def _told(run: RunFolder, policy: str) -> str:
-    lines = [f"{row['stage']:<16} {row['verdict']}" for row in stages_of(run)]
+    lines = [f"{row['stage']:<16} {'FAILED: ' * (row['passed'] is False)}{row['verdict']}" for row in stages_of(run)]
     return "\n" + "\n".join(lines) + f"\n\nmodel   {run.path / 'model'}\npages   {run.path}/round-*/*/report.html"

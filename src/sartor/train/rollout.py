@@ -166,11 +166,14 @@ def set_stage(config: SamplingConfig, rewards: Sequence[str], with_critic: bool)
         if scorer:
             score_texts(scorer, ["Is it well?"], ["It is."])  # what fails should not wait for the first rollout to end
     rows = read_prompts(config)
+    for name in models:
+        _refuse_missing(name)
     policy = load(config.model, config.dtype, config.lora_r, config.lora_alpha, config.seed)
     say(f"model   {policy}")
     training, held_out = encode(policy, rows[0], config), encode(policy, rows[1], config, config.eval_prompts)
     longest = max([*training.ids, *held_out.ids], key=len)
-    reason = check(policy, TokenTree(longest, (longest[-1:],)))
+    answer = min(config.max_new_tokens, 16)
+    reason = check(policy, TokenTree(longest, (longest[-answer:], longest[:answer])))  # stand-ins for two answers
     notes = [*rows[0].notes, *([f"prompts are repeated for each answer: {reason}"] if reason else [])]
     for note in notes:
         say(f"note    {note}")
@@ -188,6 +191,14 @@ def set_stage(config: SamplingConfig, rewards: Sequence[str], with_critic: bool)
     scorers = [(weight, scorer or _as_scorer(actors.rewards[name], config)) for weight, name, scorer in wanted]
     named = " + ".join(rewards)
     return Stage(actors, WeightedReward(scorers), truth, named, training, held_out, notes, identity)
+
+
+def _refuse_missing(name: str) -> None:
+    """Refuse a reward model that is not there before anything is loaded."""
+    try:
+        resolve(name, convert_gguf, weights=False)
+    except UserError as error:
+        raise UserError(f"--reward: {error}") from error
 
 
 def _start_of_critic(wanted: Sequence[tuple[float, str, Scorer | None]], models: Sequence[str]) -> tuple[float, float]:

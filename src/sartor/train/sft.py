@@ -175,7 +175,7 @@ class Sft:
             "comparison": comparison,
             "data": {
                 "train": f"{self.training}, {config.data}",
-                "eval": f"{self.held_out}, of prompts never trained on",
+                "eval": f"{self.held_out}, of held-out prompts",
                 "notes": [*notes, *cut],
             },
         }
@@ -187,7 +187,11 @@ def perplexity(loss: Estimate) -> Estimate:
 
     >>> print(perplexity(Estimate(2.0, 1.9, 2.1, 100)))
     7.39 [6.69, 8.17]
+    >>> print(perplexity(Estimate(2.0, -math.inf, math.inf, 1)))
+    7.39 [no interval: one unit]
     """
+    if math.isinf(loss.high):  # of one unit
+        return Estimate(math.exp(loss.value), -math.inf, math.inf, loss.n)
     value, low, high = (math.exp(min(x, 700.0)) for x in (loss.value, loss.low, loss.high))
     return Estimate(value, low, high, loss.n)
 
@@ -195,8 +199,5 @@ def perplexity(loss: Estimate) -> Estimate:
 def sft_headline(estimates: Mapping[str, Estimate], held_out: int) -> str:
     """The result in one sentence, and no more than the interval allows to say."""
     after, ratio = estimates["perplexity"].value, estimates["perplexity_ratio"]
-    what = (
-        f"on {held_out} demonstrations of prompts never trained on, perplexity is {after:.3g}, {percent(ratio)} "
-        "of what it was."
-    )
+    what = f"on {held_out} held-out demonstrations, perplexity is {after:.3g}, {percent(ratio)} of what it was."
     return f"No gain shown: {what}" if ratio.high >= 1 else what[0].upper() + what[1:]

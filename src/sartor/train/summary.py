@@ -9,7 +9,7 @@ import yaml
 
 from sartor.config import TrainingConfig, to_yaml
 from sartor.evaluate.answers import Answers
-from sartor.evaluate.statistics import Estimate
+from sartor.evaluate.statistics import ONE_UNIT, Estimate
 from sartor.rewards.scoring import as_rows
 from sartor.train.stopwatch import MEASURING, Stopwatch
 
@@ -20,7 +20,9 @@ def percent(share: Estimate) -> str:
     >>> percent(Estimate(0.65, 0.553, 0.736, 100))
     '65.0 % [55.3, 73.6]'
     """
-    return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+    known = math.isfinite(share.high)
+    interval = f"[{100 * share.low:.1f}, {100 * share.high:.1f}]" if known else ONE_UNIT
+    return f"{100 * share.value:.1f} % {interval}"
 
 
 def headline(
@@ -30,7 +32,7 @@ def headline(
     if comparison and comparison.get("win_rate"):
         share = comparison["win_rate"]
         what = (
-            f"by {scorer}, its answers to {share.n} prompts never trained on score better than the original "
+            f"by {scorer}, its answers to {share.n} held-out prompts score better than the original "
             f"model's in {percent(share)} of comparisons."
         )
     else:
