@@ -70,13 +70,13 @@ def reward_vader(options: Options) -> dict[str, Any]:
     # Few rankings in a step: how many steps there are counts for more than how many answers (docs/log.md, 2026-11-22).
     more = ["--max-length", "512", *ADAPTERS, "--batch-size", "4", "--epochs", "2"]
     run = sartor(options, "reward", f"vader-{options.seed}", "--data", train, "--eval-data", held_out, *more)
-    return judged(run, "held-out pair accuracy", wanted=0.80)
+    return judged(options, run, "held-out pair accuracy", wanted=0.80)
 
 
 def reward_hh(options: Options) -> dict[str, Any]:
     data = str(options.data_folder / HH)
     run = sartor(options, "reward", f"hh-{options.seed}", "--data", data, "--max-length", "512", *ADAPTERS)
-    return judged(run, "held-out pair accuracy", wanted=None)
+    return judged(options, run, "held-out pair accuracy", wanted=None)
 
 
 def reward_oasst(options: Options) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def reward_oasst(options: Options) -> dict[str, Any]:
         rows = [row for tree in trees for row in ranked_siblings(json.loads(tree)["prompt"], [])]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = sartor(options, "reward", f"oasst-{options.seed}", "--data", str(data), "--max-length", "768", *ADAPTERS)
-    return judged(run, "held-out pair accuracy", wanted=None)
+    return judged(options, run, "held-out pair accuracy", wanted=None)
 
 
 def ranked_siblings(node: dict[str, Any], before: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
@@ -99,7 +99,7 @@ def ranked_siblings(node: dict[str, Any], before: list[dict[str, str]]) -> Itera
         yield from ranked_siblings(reply, path)
 
 
-def judged(run: Path, what: str, wanted: float | None) -> dict[str, Any]:
+def judged(options: Options, run: Path, what: str, wanted: float | None) -> dict[str, Any]:
     summary = json.loads((run / "summary.json").read_text())
     accuracy = summary["evaluation"]["accuracy"]
     target = f", wanted {wanted:.0%}" if wanted else ", wanted above 50 % with its interval"
@@ -112,7 +112,7 @@ def judged(run: Path, what: str, wanted: float | None) -> dict[str, Any]:
         "met": met,
         "evaluation": summary["evaluation"],
         "cost": summary["cost"],
-        "command": summary["command"].replace(f"{run.parent}/", ""),
+        "command": summary["command"].replace(f"{run.parent}/", "").replace(f"{options.data_folder}/", ""),
     }
 
 

@@ -98,6 +98,14 @@ def reward_adapter(config: PpoConfig, tmp_path: Path) -> Path:
     return train_reward(reward).path
 
 
+def test_a_missing_reward_model_is_told_of_before_anything_is_loaded(
+    config: PpoConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"--reward: model .*no-such/reward'"):
+        train_ppo(replace(config, reward=(str(tmp_path / "no-such" / "reward"),)))
+    assert "model   " not in capsys.readouterr().err
+
+
 def test_one_network_plays_all_four_roles(config: PpoConfig, reward_adapter: Path) -> None:
     policy = load(config.model, "float32", lora_r=4)
     name = str(reward_adapter)

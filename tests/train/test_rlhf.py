@@ -78,6 +78,7 @@ def test_a_stage_that_brought_nothing_stops_the_road(config: RlhfConfig) -> None
     assert json.loads((config.output / "road.json").read_text())[0]["passed"] is False
     told = run_rlhf(replace(lazy, resume=True, judge_stages=False, rounds=1))  # the way out that the error names
     assert "round-1/ppo" in told
+    assert "FAILED: perplexity" in told
 
 
 def test_it_resumes_at_the_stage_that_broke(config: RlhfConfig, monkeypatch: pytest.MonkeyPatch) -> None:

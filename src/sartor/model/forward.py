@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sartor.data.trees import TokenTree, TreeBatch, pack
+from sartor.data.trees import TokenIds, TokenTree, TreeBatch, pack
 from sartor.model.lean import lean_forwards
 from sartor.model.load import LanguageModel
 from sartor.model.logprobs import CHUNK, Head, Logits, chunked_certainty, chunked_kl, chunked_logps
@@ -177,6 +177,12 @@ def check(model: LanguageModel, tree: TokenTree) -> str | None:
                 reason = "packed and plain gradients differ"
     model.shares_prompts = reason is None
     return reason
+
+
+def stand_in(prompt: TokenIds, longest_answer: int) -> TokenTree:
+    """A tree to :func:`check` a prompt with before there are any answers to it: parts of it in their place."""
+    length = min(longest_answer, 16)
+    return TokenTree(prompt, (prompt[-length:], prompt[:length]))
 
 
 def _part(tree: TokenTree) -> TokenTree:

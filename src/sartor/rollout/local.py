@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig
 
-from sartor.data.trees import TokenIds, TokenTree, split_by_budget
+from sartor.data.trees import TokenIds, split_by_budget
 from sartor.errors import UserError
 from sartor.machine import available_memory, resident_memory
-from sartor.model.forward import check, head_of, use_attention, use_lean_layers
+from sartor.model.forward import check, head_of, stand_in, use_attention, use_lean_layers
 from sartor.model.load import LanguageModel
 from sartor.model.tree_attention import NAME
 from sartor.rollout.cache import KeyValueCache, Prefill
@@ -81,8 +81,7 @@ def sample(
             f"{model.context} positions of {model.name}; lower --max-length or --max-new-tokens"
         )
     if model.shares_prompts is None:
-        answer = min(sampling.max_new_tokens, 16)
-        check(model, TokenTree(longest, (longest[-answer:], longest[:answer])))  # stand-ins for two answers
+        check(model, stand_in(longest, sampling.max_new_tokens))
     uniform = torch.rand(
         len(prompts) * n, sampling.max_new_tokens, generator=torch.Generator().manual_seed(sampling.seed)
     )

@@ -22,7 +22,7 @@ from sartor.errors import UserError
 from sartor.machine import physical_memory
 from sartor.model.checkpointing import checkpoint_layers, layers_of
 from sartor.model.critic import Actors, assemble
-from sartor.model.forward import check
+from sartor.model.forward import check, stand_in
 from sartor.model.heads import check_rewards
 from sartor.model.load import LanguageModel, convert_gguf, fingerprint, load
 from sartor.model.resolve import resolve
@@ -172,8 +172,7 @@ def set_stage(config: SamplingConfig, rewards: Sequence[str], with_critic: bool)
     say(f"model   {policy}")
     training, held_out = encode(policy, rows[0], config), encode(policy, rows[1], config, config.eval_prompts)
     longest = max([*training.ids, *held_out.ids], key=len)
-    answer = min(config.max_new_tokens, 16)
-    reason = check(policy, TokenTree(longest, (longest[-answer:], longest[:answer])))  # stand-ins for two answers
+    reason = check(policy, stand_in(longest, config.max_new_tokens))
     notes = [*rows[0].notes, *([f"prompts are repeated for each answer: {reason}"] if reason else [])]
     for note in notes:
         say(f"note    {note}")
@@ -182,7 +181,7 @@ def set_stage(config: SamplingConfig, rewards: Sequence[str], with_critic: bool)
     actors = assemble(policy, models, config.dtype, with_critic, config.seed, start)
     for one in (*actors.rewards.values(), *([actors.critic] if actors.critic else [])):
         if one.shares_prompts is None:
-            check_rewards(one, TokenTree(longest, (longest[-1:], longest[:2])))
+            check_rewards(one, stand_in(longest, config.max_new_tokens))
     if config.checkpointing == "always":
         for network in {id(one.core): one for one in (policy, actors.critic) if one is not None}.values():
             checkpoint_layers(network, len(layers_of(network)))
