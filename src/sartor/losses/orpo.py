@@ -1,17 +1,11 @@
 """Odds ratio preference optimisation: supervised fine-tuning that also learns what not to say."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sartor.losses.stable import log1mexp
 from sartor.types import PairLogps
-
-
-def _log1mexp(x: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-    """log(1 - e^x) up to x = -1e-6, its tangent above: at probability one, odds are infinite and this is not."""
-    above = x.clamp(min=-1e-6) + 1e-6  # and not x - low: its two gradients of 1e6 would not cancel in fp32
-    return torch.log(-torch.expm1(x.clamp(max=-1e-6))) - above / 1e-6
 
 
 def orpo(pair: PairLogps, *, weight: float = 0.1) -> Float[Tensor, " pairs"]:
@@ -46,5 +40,5 @@ def orpo(pair: PairLogps, *, weight: float = 0.1) -> Float[Tensor, " pairs"]:
     """
     chosen = pair.policy_chosen / pair.chosen_length.clamp(min=1)
     rejected = pair.policy_rejected / pair.rejected_length.clamp(min=1)
-    log_odds_ratio = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
+    log_odds_ratio = (chosen - rejected) - (log1mexp(chosen) - log1mexp(rejected))
     return -chosen - weight * F.logsigmoid(log_odds_ratio)  # eq. 6 and 7
