@@ -7,6 +7,7 @@ are drawn for one good and one bad completion, and for a list of two.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ LENGTH = 20  # tokens of either side where the length is not the question
 REFERENCE = -40.0  # nats
 FAR = 4000.0  # nats: where a loss that is bounded has stopped growing
 FLAT = 1e-3  # of the loss's own range: growth that counts as none
+MARGINS, SHIFTS, LENGTHS = np.linspace(-10, 30, 41), (-8.0, 0.0, 8.0), (float(LENGTH), 2.0 * LENGTH)  # of fingerprints
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,17 @@ def fingerprint(term: Term) -> Curve:
     What the reference says, the strengths and the KL vary along the grid, so that no loss is taken for another that
     does not look at them. Two losses with the same vector train alike but for the learning rate.
     """
-    axes = np.linspace(-10, 30, 41), (-8.0, 0.0, 8.0), (float(LENGTH), 2.0 * LENGTH)
-    margin, shift, length = (grid.ravel() for grid in np.meshgrid(*axes, indexing="ij"))
-    inputs = _inputs(term, margin, shift, length, varied=True)
+    inputs = grid(term.traits.kind)
     chosen, rejected = _weights(term, evaluate(term.name, term.loss, inputs)[1])
     vector = np.concatenate([chosen, rejected])
     return vector / (np.linalg.norm(vector) or 1.0)
+
+
+@cache
+def grid(kind: str) -> Inputs:
+    """The entries that a fingerprint is taken at, for objectives that see this kind of input."""
+    margin, shift, length = (axis.ravel() for axis in np.meshgrid(MARGINS, SHIFTS, LENGTHS, indexing="ij"))
+    return _inputs(kind, margin, shift, length, varied=True)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def nearest(term: Term, others: Sequence[Candidate]) -> Likeness:
 
 def _shape(term: Term, margin: Curve, last: bool = False) -> Shape:
     """The curve over ``margin``; ``last``: of its last point alone, as part of the batch that the others make up."""
-    losses, gradients = evaluate(term.name, term.loss, _inputs(term, margin, np.zeros_like(margin), LENGTH))
+    losses, gradients = evaluate(term.name, term.loss, _inputs(term.traits.kind, margin, np.zeros_like(margin), LENGTH))
     chosen, rejected = _weights(term, gradients)
     loss = losses.double().numpy()
     if term.traits.kind == "completions":
@@ -140,7 +147,7 @@ def _shape(term: Term, margin: Curve, last: bool = False) -> Shape:
     return Shape(margin[-1:], loss.sum(keepdims=True), chosen[-1:], rejected[-1:])
 
 
-def _inputs(term: Term, margin: Curve, shift: Curve, chosen_length: Curve | int, varied: bool = False) -> Inputs:
+def _inputs(kind: str, margin: Curve, shift: Curve, chosen_length: Curve | int, varied: bool = False) -> Inputs:
     n = len(margin)
     noise = torch.from_numpy(np.random.default_rng(0).normal(0.0, 5.0, (4, n))).float() * varied
     references = REFERENCE + noise[0], REFERENCE + noise[1]
@@ -149,7 +156,7 @@ def _inputs(term: Term, margin: Curve, shift: Curve, chosen_length: Curve | int,
         references[1] + torch.from_numpy(shift - margin / 2).float(),
     )
     lengths = torch.as_tensor(chosen_length).expand(n).long(), torch.full((n,), LENGTH)
-    match term.traits.kind:
+    match kind:
         case "pairs":
             kl = {"chosen_kl": 1 + noise[2].abs(), "rejected_kl": 1 + noise[3].abs()}
             strength = noise[2].abs() if varied else torch.full((n,), torch.nan)

@@ -1,0 +1,167 @@
+"""What can be known of a candidate before any training: whether it is fit to train, what it does, and what it is like.
+
+Milliseconds each: all stress batches of one size are computed at once, and likeness is one product with a matrix of
+fingerprints. Different from ``objectives.contract.examine``, which finds out the same of a function that it can only
+call: of a tree the inputs, the batch statistics and the order of the batch are known by reading it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sartor.discover.language.expression import Expression
+from sartor.discover.language.program import Program, as_term, sides_of
+from sartor.objectives.catalogue import candidates
+from sartor.objectives.contract import stress
+from sartor.objectives.shape import LENGTHS, MARGINS, SHIFTS, Candidate, Likeness, Shape, grid, shape
+
+SAME = 0.999  # cosine of two fingerprints from which on two objectives train alike, up to the learning rate
+STRESSED_AT = (1.0, 0.05)  # β: a large one for overflow, and a usual one at which few results are denormal, and slow
+PRECISIONS = (torch.float32, torch.bfloat16)
+# Many β, so that a candidate which is an earlier one at another β is told from a new one.
+BETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+PROBED = 10.0  # nats to either side of 0, where the direction of training is judged
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What the screens found. ``refusal`` says why a candidate is not worth training; empty if it may."""
+
+    refusal: str
+    fingerprints: Float[Tensor, "betas points"] = field(default_factory=lambda: torch.zeros(1, 0), repr=False)
+    likeness: Likeness | None = None
+
+    @property
+    def fingerprint(self) -> Float[Tensor, " points"]:
+        """At the β it was screened at; the other rows are those at ``BETAS``."""
+        return self.fingerprints[0]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it trains like a loss of the catalogue."""
+        return self.likeness is not None and self.likeness.cosine >= SAME
+
+
+def screen(tree: Expression, beta: float) -> Screened:
+    """Put a candidate through all screens at one β; the first that it fails refuses it."""
+    if not tree.inputs & {"policy_chosen", "policy_rejected", "chosen_logratio", "rejected_logratio", "margin"}:
+        return Screened("it does not read what the policy says, so nothing would be learnt")
+    program = Program(tree)
+    if refusal := _unstable(program):
+        return Screened(refusal)
+    found = fingerprints(program, (beta, *BETAS))
+    if not found[0].any():
+        return Screened("its gradient is zero everywhere, so nothing would be learnt", found)
+    if refusal := _backwards(found[0]):
+        return Screened(refusal, found)
+    return Screened("", found, _nearest_of_catalogue(found[0]))
+
+
+def fingerprints(program: Program, betas: Sequence[float]) -> Float[Tensor, "betas points"]:
+    """``objectives.shape.fingerprint`` of a tree at several β at once, a row each."""
+    sides = {name: side.expand(len(betas), -1) for name, side in sides_of(grid("pairs")).items()}
+    found = program.weights(sides, torch.tensor(betas)[:, None])
+    return torch.nn.functional.normalize(torch.cat([-found.chosen, found.rejected], 1).double(), dim=1).float()
+
+
+def _unstable(program: Program) -> str:
+    """The first input at which a value or a weight is not finite."""
+    for sides in stress_batches():
+        for precision in PRECISIONS:
+            given = {name: side.to(precision) for name, side in sides.items()}
+            betas = torch.tensor(STRESSED_AT, dtype=precision).view(-1, 1, 1)
+            wide = {name: side.expand(len(STRESSED_AT), *side.shape) for name, side in given.items()}
+            found = program.weights(wide, betas)
+            for what, values in {"value": found.loss, "weight": found.chosen + found.rejected}.items():
+                if not torch.isfinite(values).all():
+                    at = (~torch.isfinite(values)).nonzero()[0].tolist()
+                    entry = ", ".join(f"{name} {float(side[at[1], at[2]]):g}" for name, side in sides.items())
+                    where = f"at β {STRESSED_AT[at[0]]:g} in a batch of {values.shape[-1]} in {_name(precision)}"
+                    return f"its {what} is {float(values[tuple(at)]):g} {where}, where {entry}"
+    return ""
+
+
+def _name(precision: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[precision]
+
+
+@cache
+def stress_batches() -> tuple[dict[str, Tensor], ...]:
+    """Log-probs from 0 to -10,000 in every combination, as batches of 64, of 2 and of 1; each side [batches, pairs]."""
+    found = []
+    for size in (64, 2, 1):
+        batches = [sides_of(batch) for batch in stress("pairs", size)][:64]
+        found.append({name: torch.stack([batch[name] for batch in batches]) for name in batches[0]})
+    return tuple(found)
+
+
+def _backwards(found: Float[Tensor, " points"]) -> str:
+    """Whether training by it would, on the whole, lower the margin around where it starts."""
+    chosen, rejected = found.chunk(2)
+    near = torch.from_numpy(np.abs(MARGINS) <= PROBED).repeat_interleave(len(SHIFTS) * len(LENGTHS))
+    pull = (chosen + rejected)[near]
+    share = float((pull < 0).float().mean())
+    if pull.sum() < 0 and share > 0.5:
+        return f"its sign is wrong: at {100 * share:.0f} % of margins within 10 nats it lowers that of chosen over rejected"
+    return ""
+
+
+@cache
+def _catalogue() -> tuple[tuple[Candidate, ...], Tensor]:
+    pairs = tuple(one for one in candidates() if one.term.traits.kind == "pairs")
+    return pairs, torch.from_numpy(np.stack([one.fingerprint for one in pairs])).float()
+
+
+def _nearest_of_catalogue(found: Float[Tensor, " points"]) -> Likeness:
+    known, matrix = _catalogue()
+    cosines = matrix @ found
+    best = int(cosines.argmax())
+    # Where several are the same, the plain one is named.
+    for at in (cosines >= cosines[best] - 1e-5).nonzero()[:, 0].tolist():
+        if known[at].term.name == "dpo":
+            best = at
+    return Likeness(known[best].term.name, known[best].term.beta, float(cosines[best]))
+
+
+@dataclass
+class Seen:
+    """Fingerprints of the candidates so far, at many β each, to recognise one that comes again."""
+
+    numbers: list[int] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    _matrix: Tensor | None = None
+
+    def add(self, number: int, screened: Screened) -> None:
+        """Remember a candidate by its number."""
+        self.rows.append(screened.fingerprints)
+        self.numbers += [number] * len(screened.fingerprints)
+        self._matrix = None
+
+    def twin(self, screened: Screened) -> tuple[int, float] | None:
+        """The earlier candidate that trains alike, and the cosine; None where there is none."""
+        if not self.rows:
+            return None
+        if self._matrix is None:
+            self._matrix = torch.cat(self.rows)
+        cosines = self._matrix @ screened.fingerprint
+        best = int(cosines.argmax())
+        return (self.numbers[best], float(cosines[best])) if cosines[best] >= SAME else None
+
+
+def in_words(tree: Expression, beta: float) -> list[str]:
+    """What a plot of it would show, in words: for people and for language models."""
+    drawn = shape(as_term(tree, beta=beta))
+    words = [f"slope at margin 0: {drawn.slope:+.3g}", f"convex: {'yes' if drawn.convex else 'no'}"]
+    words += [f"lowers the margin from {low:.3g} to {high:.3g} nats" for low, high in drawn.rises]
+    words += [_pulls(drawn, at) for at in (-20.0, 0.0, 20.0)]
+    return words
+
+
+def _pulls(drawn: Shape, margin: float) -> str:
+    at = int(np.abs(drawn.margin - margin).argmin())
+    return f"at margin {margin:g}: pulls chosen up by {drawn.chosen[at]:.3g}, rejected down by {drawn.rejected[at]:.3g}"
