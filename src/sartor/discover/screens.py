@@ -17,8 +17,9 @@ from torch import Tensor
 from sartor.discover.language.expression import Expression
 from sartor.discover.language.program import Program, as_term, sides_of
 from sartor.objectives.catalogue import candidates
-from sartor.objectives.contract import stress
+from sartor.objectives.contract import Inputs, stress
 from sartor.objectives.shape import LENGTHS, MARGINS, SHIFTS, Candidate, Likeness, Shape, grid, shape
+from sartor.types import PairLogps
 
 SAME = 0.999  # cosine of two fingerprints from which on two objectives train alike, up to the learning rate
 STRESSED_AT = (1.0, 0.05)  # β: a large one for overflow, and a usual one at which few results are denormal, and slow
@@ -64,7 +65,7 @@ def screen(tree: Expression, beta: float) -> Screened:
 
 def fingerprints(program: Program, betas: Sequence[float]) -> Float[Tensor, "betas points"]:
     """``objectives.shape.fingerprint`` of a tree at several β at once, a row each."""
-    sides = {name: side.expand(len(betas), -1) for name, side in sides_of(grid("pairs")).items()}
+    sides = {name: side.expand(len(betas), -1) for name, side in sides_of(_pairs(grid("pairs"))).items()}
     found = program.weights(sides, torch.tensor(betas)[:, None])
     return torch.nn.functional.normalize(torch.cat([-found.chosen, found.rejected], 1).double(), dim=1).float()
 
@@ -95,9 +96,14 @@ def stress_batches() -> tuple[dict[str, Tensor], ...]:
     """Log-probs from 0 to -10,000 in every combination, as batches of 64, of 2 and of 1; each side [batches, pairs]."""
     found = []
     for size in (64, 2, 1):
-        batches = [sides_of(batch) for batch in stress("pairs", size)][:64]
+        batches = [sides_of(_pairs(batch)) for batch in stress("pairs", size)][:64]
         found.append({name: torch.stack([batch[name] for batch in batches]) for name in batches[0]})
     return tuple(found)
+
+
+def _pairs(inputs: Inputs) -> PairLogps:
+    assert isinstance(inputs, PairLogps)
+    return inputs
 
 
 def _backwards(found: Float[Tensor, " points"]) -> str:
@@ -107,7 +113,7 @@ def _backwards(found: Float[Tensor, " points"]) -> str:
     pull = (chosen + rejected)[near]
     share = float((pull < 0).float().mean())
     if pull.sum() < 0 and share > 0.5:
-        return f"its sign is wrong: at {100 * share:.0f} % of margins within 10 nats it lowers that of chosen over rejected"
+        return f"its sign is wrong: within 10 nats it lowers {100 * share:.0f} % of margins"
     return ""
 
 
