@@ -19,6 +19,7 @@ from sartor import __version__
 from sartor.config import (
     CompareConfig,
     DemoConfig,
+    DiscoverConfig,
     DpoConfig,
     LossesConfig,
     PlanConfig,
@@ -40,6 +41,7 @@ HELP = f"""sartor {__version__}: alignment of language models, made to measure
   sartor ppo       maximise a reward under a KL leash: PPO, RLOO, GRPO
   sartor rlhf      the three steps in one: demonstrations, reward model, reinforcement, in rounds
   sartor compare   DPO or RLHF? both on the same feedback: reward, distance, variety and cost
+  sartor discover  search for a better objective: invented, raced on cheap rungs, tried again where it never was
   sartor plan      what a run would take: time, memory, FLOPs, without weights or device
   sartor losses    the catalogue of objectives: formulas, needs, shapes, and what yours is like
   sartor sample    answer prompts with a model
@@ -99,6 +101,7 @@ GOES_ON = {
     "ppo": RESUMES,
     "rlhf": RESUMES,
     "compare": RESUMES,
+    "discover": RESUMES,
     "demo": "; the same command goes on from there",
 }
 
@@ -152,6 +155,7 @@ def _run(arguments: list[str]) -> int:
         "ppo": _ppo,
         "rlhf": _rlhf,
         "compare": _compare,
+        "discover": _discover,
         "plan": _plan,
         "losses": _losses,
         "sample": _sample,
@@ -212,6 +216,25 @@ def _compare(arguments: list[str]) -> None:
     from sartor.compare.experiment import run_compare
 
     print(run_compare(config, command=_command("compare", arguments)))
+
+
+def _discover(arguments: list[str]) -> None:
+    if arguments[:1] == ["show"]:
+        return _show(arguments[1:])
+    config = parse("discover", DiscoverConfig, arguments)
+    from sartor.discover.command import run_discover
+
+    print(run_discover(config, command=_command("discover", arguments)))
+    return None
+
+
+def _show(arguments: list[str]) -> None:
+    output, rest = _take(arguments, "--output")
+    if len(rest) != 1 or output is None or rest[0].startswith("-"):
+        raise UserError("discover show: wanted sartor discover show ID --output RUN")
+    from sartor.discover.command import show
+
+    show(rest[0], Path(output))
 
 
 def _plan(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """One dataclass per verb. YAML files and the command line fill the same fields; the strings under them are the help."""
 
 from sartor.config.compare import CompareConfig
+from sartor.config.discover import DiscoverConfig
 from sartor.config.files import from_yaml, to_yaml
 from sartor.config.rlhf import RlhfConfig, passed_on
 from sartor.config.training import (
@@ -19,6 +20,7 @@ __all__ = [
     "AnsweringConfig",
     "CompareConfig",
     "DemoConfig",
+    "DiscoverConfig",
     "DpoConfig",
     "LossesConfig",
     "PlanConfig",

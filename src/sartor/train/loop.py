@@ -66,9 +66,11 @@ class MasterWeights:
         self.names = [name for name, _ in named]
         self.working = [p for _, p in named]
         self.master = [p if p.dtype == torch.float32 else p.detach().float().requires_grad_() for p in self.working]
-        for working, master in zip(self.working, self.master, strict=True):
-            if working is not master:
-                working.register_post_accumulate_grad_hook(_move_gradient(master))
+        self._hooks = [
+            working.register_post_accumulate_grad_hook(_move_gradient(master))
+            for working, master in zip(self.working, self.master, strict=True)
+            if working is not master
+        ]
         self.optimizer = torch.optim.AdamW(self.master, lr=0.0, weight_decay=weight_decay, fused=True)
 
     def step(self, learning_rate: float, max_norm: float) -> float:
@@ -84,6 +86,11 @@ class MasterWeights:
     def forget(self) -> None:
         """Drop the gradient instead of taking a step."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def release(self) -> None:
+        """Let go of the network, so that others may train it."""
+        for hook in self._hooks:
+            hook.remove()
 
     @torch.no_grad()
     def _refresh(self) -> None:

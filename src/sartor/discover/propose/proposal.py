@@ -14,7 +14,7 @@ from sartor.evaluate.statistics import Estimate
 class Proposal:
     """A candidate, before any screen: its tree, or why the text that was proposed is none.
 
-    ``parents`` are the numbers of the candidates that it was made from, ``thought`` is what a language model said of it,
+    ``parents`` are the numbers of the candidates that it was made from, ``thought`` what a language model said of it,
     and ``exchange`` the number of the exchange with one.
     """
 
@@ -32,7 +32,8 @@ class Proposal:
 class Member:
     """A candidate that was trained somewhere: what it is, and how it fared at the highest rung that it reached.
 
-    ``fitness`` orders the members: higher is better. ``island`` is the population that it belongs to.
+    ``fitness`` orders the members: higher is better. ``island`` is the population that it belongs to,
+    ``behaviour`` the cell of the archive over behaviour.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Member:
     score: Estimate
     rung: str
     island: int = 0
+    behaviour: str = ""
     likeness: str = ""
     parents: tuple[int, ...] = ()
 
@@ -72,7 +74,10 @@ class Population:
 class Proposer(Protocol):
     """Somebody who invents objectives."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What ``--proposer`` calls it, and its proposals' origin."""
+        ...
 
     def propose(self, population: Population, count: int, draw: np.random.Generator) -> list[Proposal]:
         """About ``count`` proposals. With the same population and the same state of ``draw``, the same ones."""

@@ -1,0 +1,107 @@
+"""The budget of a search: what a candidate costs on each rung, how many that pays for, and when to stop.
+
+The plan is made once, from what the known losses cost that every search begins with, and kept in the archive: from
+there on the search does what the plan says, and looks at the clock only to stop in time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sartor.config import DiscoverConfig
+from sartor.config.discover import seconds_of
+from sartor.console import duration
+from sartor.discover.archive import Archive
+from sartor.errors import UserError
+
+PER_ADAPTER = 25  # candidates through the linear rung for each that is really trained
+SPARE = 1.05  # of what a forecast says, for what it does not foresee
+BASELINES = ("dpo", "simpo", "lrml")  # what a winner has to be better than
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Counts that a search works off, and the seconds that they were made from.
+
+    Attributes:
+        linear: candidates through the linear rung, known losses not counted.
+        adapters: of these, how many are really trained.
+        seeds: of the retrial.
+        forecast: seconds of the whole, set-up included.
+        unit: seconds of one candidate by rung, the retrial's too.
+    """
+
+    linear: int
+    adapters: int
+    seeds: int
+    forecast: float
+    unit: Mapping[str, float]
+
+    def __str__(self) -> str:
+        retrial = f"{self.seeds} fresh seeds for the retrial" if self.seeds else "no retrial"
+        return (
+            f"{self.linear:,} candidates through the linear rung, {self.adapters} really trained, {retrial}: about "
+            f"{duration(self.forecast)}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in the archive."""
+        return asdict(self)
+
+
+def make_budget(config: DiscoverConfig, unit: Mapping[str, float], spent: float) -> Budget:
+    """What the time that is left pays for: the retrial first, the rest for the race.
+
+    Args:
+        config: --budget, or counts in its place.
+        unit: seconds of one candidate by rung, as measured; ``retrial`` of one run of the retrial.
+        spent: seconds so far.
+
+    Raises:
+        UserError: the budget does not pay for one real training and the retrial.
+    """
+    left = seconds_of(config.budget) - spent
+    arms = config.finalists + len(BASELINES)
+    race = unit["tabular"] + unit["linear"]
+    each = PER_ADAPTER * race + unit["adapter"]
+    if config.candidates is not None:
+        linear = config.candidates
+        adapters = config.adapters or max(1, linear // PER_ADAPTER)
+        seeds = config.seeds
+    else:
+        seeds = config.seeds
+        # A shorter retrial leaves room for a search at all; what it can show is told by its interval.
+        while seeds > 1 and SPARE * (seeds * arms * unit["retrial"] + 2 * each) > left:
+            seeds -= 1
+        room = left / SPARE - seeds * arms * unit["retrial"]
+        if room < each:
+            least = spent + SPARE * (seeds * arms * unit["retrial"] + each)
+            raise UserError(
+                f"--budget {config.budget}: set-up took {duration(spent)}, and one real training with a retrial on "
+                f"{seeds} seeds takes about {duration(least - spent)} more; wanted {duration(least)} or more, fewer "
+                "--prompts, shorter answers, or --seeds 0"
+            )
+        adapters = config.adapters or int(room / each)
+        linear = PER_ADAPTER * adapters
+    forecast = spent + linear * race + adapters * unit["adapter"] + seeds * arms * unit["retrial"]
+    return Budget(linear, adapters, seeds, forecast, dict(unit))
+
+
+def kept_budget(archive: Archive) -> Budget | None:
+    """The plan of a search that was begun."""
+    found = archive.read_meta("budget")
+    return None if found is None else Budget(**found)
+
+
+class Clock:
+    """Device-seconds that a search may still spend."""
+
+    def __init__(self, config: DiscoverConfig, archive: Archive) -> None:
+        # Where counts are given they are worked off, however long that takes.
+        self.total = float("inf") if config.candidates is not None else seconds_of(config.budget)
+        self.archive = archive
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.total - sum(self.archive.spent().values())

@@ -1,0 +1,215 @@
+"""``sartor discover``: a search from its data to its verdict, and ``show``, which explains any candidate of one."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sartor.config import DiscoverConfig, from_yaml
+from sartor.config.discover import seconds_of
+from sartor.console import duration, progress, say
+from sartor.discover.archive import Archive
+from sartor.discover.budget import Clock, kept_budget, make_budget
+from sartor.discover.language.program import BETA
+from sartor.discover.parts import PARTS, in_words, write_parts
+from sartor.discover.propose.grammar import WAYS, Grammar
+from sartor.discover.propose.proposal import Proposer
+from sartor.discover.race import Race
+from sartor.discover.results import BITS, best_so_far, describe, results, spent_in_words
+from sartor.discover.runner import Local, Runner
+from sartor.discover.source import loss_name, loss_source
+from sartor.discover.state import State
+from sartor.discover.workbench import Workbench
+from sartor.errors import UserError, unknown
+from sartor.machine import machine, set_up_memory
+from sartor.model.load import fingerprint, load
+from sartor.report.discovery import write_discovery
+from sartor.train.run import RunFolder
+
+FREE = ("budget", "workers", "ray_address", "endpoint", "endpoint_key", "max_tokens", "max_cost")
+MODEL = "model"
+
+
+def run_discover(config: DiscoverConfig, command: str = "") -> str:
+    """Run a search, or go on with one; returns what the user reads last.
+
+    Raises:
+        UserError: input that the user can mend; nothing that was found is lost.
+    """
+    run = RunFolder(config.output)
+    run.check(config, may_change=FREE)
+    if config.resume and run.finished:
+        return _told(run, State(Archive(run.path / "archive.sqlite", reads_only=True), BETA))
+    set_up_memory(config.token_budget)
+    run.open(config, {"model": fingerprint(load(config.model, config.dtype))}, command)
+    archive = Archive(run.path / "archive.sqlite")
+    proposers = _proposers(config, archive)
+    clock = Clock(config, archive)
+    say(f"search  {_searched(config)}")
+    bench = Workbench(config.output)
+    _charged(archive, "answers", lambda: write_parts(config, run))
+    began = time.perf_counter()
+    _charged(archive, "reference and features", lambda: bench.features)
+    parts = [bench.search.train, bench.search.held_out]
+    say(f"shared  {in_words(dict(zip(PARTS, parts, strict=False)), time.perf_counter() - began)}")
+    state = State(archive, BETA)
+    runner = _runner(config, bench)
+    try:
+        _race(config, state, runner, proposers, clock, bench)
+    finally:
+        runner.close()
+    unit = f"points of {bench.scorer}" if bench.scorer else BITS
+    about = {"machine": machine(), "command": run.read_json("identity.json")["command"]}
+    found = results(config, state, unit)
+    _write_losses(run, state, found)
+    run.write_json("discovery.json", {**found, **about})
+    write_discovery(run.path)
+    return _told(run, state)
+
+
+def _race(
+    config: DiscoverConfig, state: State, runner: Runner, proposers: Sequence[Proposer], clock: Clock, bench: Workbench
+) -> None:
+    """The start, the plan, the race and the retrial."""
+    started = len(state.on("adapter")), time.perf_counter()
+    with progress("known losses", 1) as advance:
+        race = Race(config, state, runner, proposers, lambda rung: advance(0, best_so_far(state)))
+        race.begin()
+        advance(1)
+    if len(state.on("adapter")) > started[0]:
+        say(f"known   {len(state.started())} losses and canaries on all rungs")
+    budget = kept_budget(state.archive)
+    if budget is None:
+        unit = _unit_costs(state, bench)
+        budget = make_budget(config, unit, sum(state.archive.spent().values()))
+        with state.archive.writing():
+            state.archive.write_meta("budget", budget.record())
+    say(f"plan    {budget} of {config.budget}")
+    with progress("search", budget.linear) as advance:
+        done = [0]
+
+        def told(rung: str) -> None:
+            new = sum(state.candidates[n].generation > 0 for n in state.on("linear"))
+            left = "" if clock.left == float("inf") else f", {duration(max(0.0, clock.left))} left"
+            advance(new - done[0], f"{best_so_far(state)}{left}")
+            done[0] = new
+
+        race.told = told
+        race.run(budget, clock)
+        for proposer in proposers:
+            if why := getattr(proposer, "exhausted", ""):
+                say(f"note    {proposer.name}: {why}")
+    if budget.seeds and race.finalists():
+        say(f"retrial {', '.join(state.candidates[n].title for n in race.finalists())} with {budget.seeds} fresh seeds")
+        with progress("retrial", budget.seeds) as advance:
+            race.told = lambda rung: advance(0)
+            race.retry(budget, clock)
+            advance(budget.seeds)
+
+
+def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:
+    """Seconds of one candidate by rung, from the known losses; a retrial adds sampling, timed on a few answers."""
+    unit = {}
+    for rung in ("tabular", "linear", "adapter"):
+        # The first one on a rung pays for memory and kernels, so the middle one is the usual one.
+        seconds = sorted(state.results[rung, n].seconds for n in state.on(rung))
+        unit[rung] = seconds[len(seconds) // 2]
+    sampling = 0.0
+    if bench.scorer:
+        sampling = bench.seconds_per_answer() * bench.config.answers * len(set(bench.retrial.held_out.data.prompts))
+    ratio = len(bench.retrial.train.data.trees) / len(bench.search.train.data.trees)
+    return unit | {"retrial": unit["adapter"] * max(1.0, ratio) + sampling}
+
+
+def _charged(archive: Archive, what: str, work: Callable[[], Any]) -> None:
+    began = time.perf_counter()
+    work()
+    with archive.writing():
+        archive.spend(what, time.perf_counter() - began)
+
+
+def _proposers(config: DiscoverConfig, archive: Archive) -> list[Proposer]:
+    found: list[Proposer] = []
+    for name in config.proposer:
+        if name not in (*WAYS, MODEL):
+            raise unknown("proposer", name, (*WAYS, MODEL))
+        found.append(_language_model(config, archive) if name == MODEL else Grammar(name))
+    return found
+
+
+def _language_model(config: DiscoverConfig, archive: Archive) -> Proposer:
+    raise NotImplementedError
+
+
+def _runner(config: DiscoverConfig, bench: Workbench) -> Runner:
+    if not config.workers:
+        return Local(bench)
+    from sartor.discover.cluster import Cluster
+
+    return Cluster(config)
+
+
+def _searched(config: DiscoverConfig) -> str:
+    about = f"--data {config.data}" if config.data else f"task {config.task}"
+    return (
+        f"{about}, on {config.model}, by {', '.join(config.proposer)}; budget {duration(seconds_of(config.budget))} of "
+        "device time"
+    )
+
+
+def _write_losses(run: RunFolder, state: State, found: dict[str, Any]) -> None:
+    """``losses/NAME.py`` of every finalist, or of the leader where there was no retrial."""
+    folder = run.path / "losses"
+    folder.mkdir(exist_ok=True)
+    advice = " ".join(found["headline"][:1])
+    for number in state.archive.read_meta("finalists") or []:
+        candidate, outcome = state.candidates[number], state.results["adapter", number]
+        name = loss_name(candidate)
+        RunFolder(folder).write_text(f"{name}.py", loss_source(candidate, outcome.setting, advice))
+
+
+def _told(run: RunFolder, state: State) -> str:
+    found = run.read_json("discovery.json")
+    losses = sorted((run.path / "losses").glob("*.py"))
+    lines = ["", *found["headline"], "", f"time    {spent_in_words(found['spent'])}"]
+    lines += [f"loss    --loss {path}:{path.stem}" for path in losses]
+    return "\n".join([*lines, f"report  {run.path / 'report.html'}"])
+
+
+def show(number: str, output: Path) -> None:
+    """Explain one candidate of a search.
+
+    Raises:
+        UserError: no search there, or no such candidate.
+    """
+    archive = Archive(output / "archive.sqlite", reads_only=True)
+    config = DiscoverConfig(**{**from_yaml(output / "config.yaml", DiscoverConfig), "output": output})
+    state = State(archive, BETA)
+    wanted = number.lstrip("#")
+    known = {str(n): n for n in state.candidates} | {c.name: n for n, c in state.candidates.items() if c.name}
+    if wanted not in known:
+        raise UserError(f"{output}: no candidate {number!r}; wanted 1 to {max(state.candidates, default=0)}, or a name")
+    for line in _explained(config, state, describe(state, known[wanted])):
+        print(line)
+
+
+def _explained(config: DiscoverConfig, state: State, one: dict[str, Any]) -> list[str]:
+    lines = [f"#{one['number']}  {one['name']}", "", f"  {one['formula']}", ""]
+    parents = ", ".join(f"#{n} {state.candidates[n].title}" for n in one["parents"])
+    lines.append(f"origin      {one['origin']}{f' of {parents}' if parents else ''}, generation {one['generation']}")
+    if one["thought"]:
+        lines.append(f"thought     {one['thought']}")
+    if one["refusal"]:
+        lines.append(f"refused     {one['refusal']}")
+    if one["twin"]:
+        lines.append(f"same as     #{one['twin']} {state.candidates[one['twin']].title}, cosine {one['cosine']:.4f}")
+    if one["likeness"]:
+        lines.append(f"most like   {one['likeness']}")
+    for rung in ("tabular", "linear", "adapter"):
+        if one[rung] is not None:
+            unit = "of the optimum's gain" if rung == "tabular" else BITS
+            lines.append(f"{rung:11} {one[rung]} {unit}")
+    if one["setting"]:
+        lines.append(f"trained at  {one['setting']}")
+    lines += [f"            {words}" for words in one.get("words", [])]
+    return lines

@@ -1,0 +1,134 @@
+"""Where the data of a search come from: four parts with no prompt in two of them, kept in the run folder.
+
+``search`` is what candidates train on and ``search-held-out`` what they are judged by; ``retrial`` and
+``retrial-held-out`` are for winners alone, and nothing of the search ever sees them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sartor import plugins
+from sartor.config import DiscoverConfig, DpoConfig
+from sartor.console import duration, say
+from sartor.discover.material import Part
+from sartor.errors import UserError
+from sartor.model.load import LanguageModel, load
+from sartor.model.reference import folder_of
+from sartor.objectives.specs import parse_objective
+from sartor.rewards.scoring import as_rows
+from sartor.rollout.local import Sampling
+from sartor.tasks.task import task_named
+from sartor.train.feedback import collect
+from sartor.train.preferences import Preference, encode, read_source, with_reference
+from sartor.train.run import RunFolder
+from sartor.types import Comparison, Ranking
+
+PARTS = ("search", "search-held-out", "retrial", "retrial-held-out")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Prompts of each part, at most."""
+
+    train: int
+    held_out: int
+
+
+# Prompts of the tasks are few: 160 of sentiment make 56, 28, 44 and 32.
+SIZES = {"sentiment": Sizes(56, 28), "summary": Sizes(56, 28), "preferences": Sizes(96, 96)}
+SHARES = (0.35, 0.175, 0.275, 0.2)
+
+
+def write_parts(config: DiscoverConfig, run: RunFolder) -> None:
+    """Write the parts that are not there yet: the rows of --data, or answers of the model that the task's score ranks.
+
+    Raises:
+        UserError: too few prompts, or nothing to prefer.
+    """
+    if all((run.path / f"{name}.jsonl").is_file() for name in PARTS):
+        return
+    rows = _given(config) if config.task == "preferences" else _collected(config)
+    prompts = list(dict.fromkeys(repr(row["prompt"]) for row in rows))
+    if len(prompts) < 8:
+        raise UserError(f"{len(prompts)} prompts with preferences: wanted 8 or more, two for each part of the search")
+    order = np.random.default_rng([config.seed, 11]).permutation(len(prompts))
+    ends = np.cumsum([max(2, round(share * len(prompts))) for share in SHARES[:-1]]).tolist()
+    size = sizes(config)
+    for name, some, most in zip(
+        PARTS, np.split(order, ends), (size.train, size.held_out, size.train, size.held_out), strict=True
+    ):
+        wanted = {prompts[i] for i in some[:most]}
+        run.write_jsonl(f"{name}.jsonl", [row for row in rows if repr(row["prompt"]) in wanted])
+
+
+def sizes(config: DiscoverConfig) -> Sizes:
+    """Prompts of each part, at most."""
+    usual = SIZES[config.task]
+    return Sizes(config.prompts or usual.train, config.held_out_prompts or usual.held_out)
+
+
+def _given(config: DiscoverConfig) -> list[dict[str, Any]]:
+    assert config.data is not None
+    rows = read_source(config.data, "train", _reading(config, config.data), parse_objective(["dpo"]))
+    return [_row(example) for example in rows.examples]
+
+
+def _row(example: Preference) -> dict[str, Any]:
+    match example:
+        case Comparison():
+            return {name: as_rows(getattr(example, name)) for name in ("prompt", "chosen", "rejected")}
+        case Ranking():
+            completions = [as_rows(text) for text in example.completions]
+            return {"prompt": as_rows(example.prompt), "completions": completions, "ranks": list(example.ranks)}
+    raise UserError("--data holds judged completions, and a search compares pairwise objectives; wanted comparisons")
+
+
+def _collected(config: DiscoverConfig) -> list[dict[str, Any]]:
+    task = task_named(config.task)
+    scorer = plugins.resolve("rewards", task.score)
+    prompts = [*task.train, *task.held_out]
+    model = load(config.model, config.dtype)
+    sampling = Sampling(config.max_new_tokens, seed=config.seed + 1)
+    rows = collect(model, prompts, config.answers, sampling, scorer, "answers to rank").rankings()
+    if not rows:
+        raise UserError(f"--model {config.model}: {task.score} scores its answers to each prompt alike")
+    say(f"ranked  {len(rows)} of {len(prompts)} prompts by {task.score}")
+    return rows
+
+
+def _reading(config: DiscoverConfig, data: str) -> DpoConfig:
+    """The options of ``sartor dpo`` that say how data is read and encoded."""
+    return DpoConfig(
+        model=config.model,
+        data=data,
+        output=config.output,
+        max_length=config.max_length,
+        seed=config.seed,
+        token_budget=config.token_budget,
+    )
+
+
+def read_part(config: DiscoverConfig, run: RunFolder, model: LanguageModel, weights: str, name: str) -> Part:
+    """One part as token trees, with the reference's log-probs.
+
+    Args:
+        config: the options.
+        run: the folder that holds it.
+        model: whose tokenizer and reference.
+        weights: its fingerprint.
+        name: one of ``PARTS``.
+    """
+    reading, objective = _reading(config, str(run.path / f"{name}.jsonl")), parse_objective(["dpo"])
+    rows = read_source(reading.data, "train", reading, objective)
+    data = encode(model, rows, reading, objective)
+    kept = run.path / f"reference-{name}.safetensors"
+    return Part(with_reference(model, data, config.token_budget, kept, folder_of(weights)))
+
+
+def in_words(parts: Mapping[str, Part], seconds: float) -> str:
+    """How much there is of each, for people."""
+    counts: Sequence[str] = [f"{len(part.data.trees)} ({name.replace('-', ' ')})" for name, part in parts.items()]
+    return f"{', '.join(counts)} prompts, in {duration(seconds)}"

@@ -1,0 +1,94 @@
+"""Real training of an adapter on the shared base: what the rungs below stand for."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sartor.data.trees import split_by_budget
+from sartor.discover.language.expression import Expression
+from sartor.discover.language.program import as_term
+from sartor.discover.material import Material, Part
+from sartor.discover.rungs.outcome import Outcome, Setting, outcomes
+from sartor.model.load import LanguageModel
+from sartor.model.reference import score_trees
+from sartor.objectives.objective import Objective
+from sartor.train.gradient import batch_gradient
+from sartor.train.loop import MasterWeights, train_steps
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Trains one candidate after another on the same network; only the adapter starts anew."""
+
+    material: Material
+
+    @cached_property
+    def _start(self) -> dict[str, Tensor]:
+        """The adapter as it came."""
+        return {name: p.detach().clone() for name, p in self._trained}
+
+    @property
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.material.model.network.named_parameters() if "lora_" in name]
+
+    def reset(self, seed: int) -> None:
+        """A fresh adapter: seed 0 is the one that the model came with, others draw another A."""
+        start = self._start
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in self._trained:
+                value = start[name]
+                if seed and "lora_A" in name:
+                    # A permutation of the entries that came: another draw from the same distribution, on any device.
+                    order = torch.randperm(value.numel(), generator=draw).to(value.device)
+                    value = value.flatten()[order].view_as(value)
+                parameter.copy_(value)
+
+    def train(
+        self, tree: Expression, setting: Setting, seed: int, progress: Callable[[int], None] = lambda steps: None
+    ) -> None:
+        """Train a fresh adapter by a candidate; it stays on the network."""
+        material, recipe = self.material, self.material.recipe
+        self.reset(seed)
+        objective = Objective((as_term(tree, beta=setting.beta),))
+        model, data = material.model, material.train.data
+        weights = MasterWeights(self._trained, weight_decay=0.0)
+        steps = train_steps(
+            weights,
+            recipe.plan(len(data.trees), seed),
+            recipe.rates(setting.learning_rate),
+            lambda items: batch_gradient(model, objective, data, items, recipe.token_budget),
+            max_grad_norm=recipe.max_grad_norm,
+        )
+        for _ in steps:
+            progress(1)
+        weights.release()
+
+    def run(self, tree: Expression, setting: Setting, seed: int = 0) -> Outcome:
+        """Train a candidate and judge it on the held-out branches."""
+        began = time.perf_counter()
+        self.train(tree, setting, seed)
+        found = self.judge(setting)
+        return replace(found, seconds=time.perf_counter() - began)
+
+    def judge(self, setting: Setting) -> Outcome:
+        """Judge the adapter that is on the network."""
+        part = self.material.held_out
+        moved = branch_logps(self.material.model, part, self.material.recipe.token_budget) - part.reference
+        return outcomes(moved[None, None], part.pairs(), [setting])[0]
+
+
+def branch_logps(model: LanguageModel, part: Part, token_budget: int) -> Float[Tensor, " branches"]:
+    """log π of every branch of a part."""
+    trees = part.data.trees
+    found = torch.empty(part.first[-1])
+    for group in split_by_budget(part.data.sizes(model), token_budget):
+        for i, logps in zip(group, score_trees(model, [trees[i] for i in group]), strict=True):
+            sums = [tokens.sum() for tokens in logps.split(trees[i].counts)]
+            found[part.first[i] : part.first[i + 1]] = torch.stack(sums).cpu()
+    return found

@@ -1,0 +1,172 @@
+"""What a search knows: its archive in memory, and what follows from it: who leads, who may go up, how true a rung is.
+
+Nothing here is measured in seconds, and nothing is drawn: the same archive gives the same answers.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import stats
+
+from sartor.discover.archive import Archive, Candidate, Result
+from sartor.discover.language.expression import Expression
+from sartor.discover.propose.parents import ISLANDS
+from sartor.discover.propose.proposal import Failure, Member, Population
+from sartor.discover.rungs.outcome import Outcome
+from sartor.discover.screens import Seen, screen
+from sartor.evaluate.statistics import Estimate, rank_correlation
+
+RUNGS = ("tabular", "linear", "adapter")
+NAMED, CANARY = "named", "canary"  # origins of what the search begins with
+ENOUGH = 8  # candidates on two rungs, before the one is trusted to foretell the other
+REMEMBERED = 20  # failures that a proposer may be told of
+
+
+@dataclass
+class State:
+    """Candidates and results so far; ``add`` and ``record`` keep it in step with the archive that they write to."""
+
+    archive: Archive
+    beta: float
+    candidates: dict[int, Candidate] = field(default_factory=dict)
+    results: dict[tuple[str, int], Outcome] = field(default_factory=dict)  # of the first seed, by rung and number
+    seen: Seen = field(default_factory=Seen)
+
+    def __post_init__(self) -> None:
+        for candidate in self.archive.candidates():
+            self._remember(candidate)
+        for result in self.archive.results():
+            if result.rung in RUNGS:
+                self.results[result.rung, result.candidate] = result.outcome
+
+    def _remember(self, candidate: Candidate) -> None:
+        self.candidates[candidate.number] = candidate
+        if candidate.trains and candidate.tree is not None:
+            self.seen.add(candidate.number, screen(candidate.tree, self.beta))
+
+    def add(self, candidates: Iterable[Candidate]) -> None:
+        """New candidates, within a transaction of the archive."""
+        for candidate in candidates:
+            self.archive.add(candidate)
+            self.candidates[candidate.number] = candidate
+
+    def record(self, rung: str, numbers: Sequence[int], outcomes: Sequence[Outcome], seed: int = 0) -> None:
+        """What some candidates got on a rung, and what it cost, within a transaction of the archive."""
+        for number, outcome in zip(numbers, outcomes, strict=True):
+            self.archive.record(Result(number, rung, seed, outcome))
+        self.archive.spend(rung, sum(outcome.seconds for outcome in outcomes))
+        if rung in RUNGS:
+            self.results |= {(rung, number): found for number, found in zip(numbers, outcomes, strict=True)}
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next candidate."""
+        return max(self.candidates, default=0) + 1
+
+    @property
+    def generation(self) -> int:
+        """The newest generation; 0 is what the search began with, -1 that there is none."""
+        return max((candidate.generation for candidate in self.candidates.values()), default=-1)
+
+    def on(self, rung: str) -> list[int]:
+        """Numbers of the candidates that have a result on a rung, in their order."""
+        return sorted(number for at, number in self.results if at == rung)
+
+    def started(self) -> list[int]:
+        """What the search began with: named losses and canaries."""
+        return [number for number, one in self.candidates.items() if one.origin in (NAMED, CANARY)]
+
+    def canaries(self) -> list[int]:
+        """Numbers of the canaries."""
+        return [number for number, one in self.candidates.items() if one.origin == CANARY]
+
+    def named(self, name: str) -> int:
+        """The number of a loss that the search began with, or was told of for the retrial."""
+        return next(number for number, one in self.candidates.items() if one.name == name and one.origin == NAMED)
+
+    def correlation(self, lower: str, upper: str, of: Callable[[Outcome], float] = lambda one: one.fitness) -> Estimate:
+        """Spearman's ρ between two rungs, over the candidates that have been on both."""
+        both = [n for n in self.on(upper) if (lower, n) in self.results]
+        pairs = [(of(self.results[lower, n]), of(self.results[upper, n])) for n in both]
+        finite = [pair for pair in pairs if np.isfinite(pair).all()]
+        return rank_correlation([a for a, _ in finite], [b for _, b in finite])
+
+    def expected(self) -> dict[int, float]:
+        """The fitness on the top rung that each candidate has, or may be expected to have from the linear rung.
+
+        Expectation is the regression of the one on the other over those that were on both: where the linear rung
+        foretells nothing its slope is 0, and what was really trained orders the rest. Never a negative slope.
+        """
+        top = {n: self.results["adapter", n].fitness for n in self.on("adapter")}
+        linear = {n: self.results["linear", n].fitness for n in self.on("linear")}
+        both = [n for n in top if n in linear and np.isfinite([top[n], linear[n]]).all()]
+        if len(both) < ENOUGH or len({linear[n] for n in both}) < 2:
+            return linear
+        fit = stats.linregress([linear[n] for n in both], [top[n] for n in both])
+        slope = max(0.0, float(fit.slope))
+        centre = np.mean([linear[n] for n in both]), np.mean([top[n] for n in both])
+        told = {n: float(centre[1] + slope * (value - centre[0])) for n, value in linear.items() if np.isfinite(value)}
+        return told | top
+
+    def leaders(self) -> list[int]:
+        """All candidates but canaries by expected fitness, best first."""
+        expected, canaries = self.expected(), set(self.canaries())
+        return sorted((n for n in expected if n not in canaries), key=lambda n: (-expected[n], n))
+
+    def population(self) -> Population:
+        """What a proposer is shown."""
+        expected = self.expected()
+        members = [self._member(number, expected[number]) for number in self.leaders()]
+        failed = [one for one in self.candidates.values() if one.refusal and one.origin != CANARY][-REMEMBERED:]
+        return Population(members, [Failure(one.text, one.refusal) for one in failed], self.beta)
+
+    def _member(self, number: int, fitness: float) -> Member:
+        candidate = self.candidates[number]
+        rung = next(r for r in reversed(RUNGS) if (r, number) in self.results)
+        assert candidate.tree is not None
+        return Member(
+            number=number,
+            name=candidate.title,
+            tree=candidate.tree,
+            fitness=fitness,
+            score=self.results[rung, number].score,
+            rung=rung,
+            island=number % ISLANDS,
+            behaviour=candidate.behaviour,
+            likeness=candidate.likeness,
+            parents=candidate.parents,
+        )
+
+    def faults(self) -> list[str]:
+        """Why the search must not be believed: canaries that do not come last among what it began with."""
+        found = []
+        for rung in RUNGS[1:]:
+            here = [n for n in self.started() if (rung, n) in self.results]
+            canaries = [n for n in here if n in self.canaries()]
+            named = [n for n in here if n not in canaries]
+            if not canaries or not named:
+                continue
+            fitness = {n: self.results[rung, n].fitness for n in here}
+            best = max(canaries, key=fitness.__getitem__)
+            median = float(np.median([fitness[n] for n in named]))
+            if fitness[best] >= median:
+                above = sum(fitness[best] >= fitness[n] for n in named)
+                found.append(
+                    f"on the {rung} rung the canary {self.candidates[best].name} is no worse than {above} of "
+                    f"{len(named)} known losses"
+                )
+        return found
+
+
+def behaviour_of(tree: Expression, slope: float, convex: bool) -> str:
+    """The cell of the archive over behaviour: what it reads, and what its curve is like."""
+    reads = [
+        ("reference", bool(tree.inputs & {"reference_chosen", "reference_rejected", "chosen_logratio", "margin"})),
+        ("lengths", bool(tree.inputs & {"chosen_length", "rejected_length"})),
+        ("sides", bool(tree.inputs & {"chosen_logratio", "rejected_logratio", "policy_chosen", "policy_rejected"})),
+        ("batch", any(node.op.startswith("batch_") for node in tree.walk())),
+        ("lowers at 0", slope > 0),
+        ("not convex", not convex),
+    ]
+    return ", ".join(word for word, true in reads if true) or "margin alone"

@@ -1,0 +1,200 @@
+"""Where candidates are tried: the model, the data and the features of one search, made once and shared by all.
+
+A workbench is opened from a run folder alone, so a worker elsewhere opens the same one. What is dear is kept in the
+folder: answers, reference log-probs, features.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sartor import plugins
+from sartor.config import DiscoverConfig, from_yaml
+from sartor.console import progress
+from sartor.discover.language.parse import parse
+from sartor.discover.material import Material, Recipe
+from sartor.discover.parts import read_part
+from sartor.discover.rungs.adapter import Adapters
+from sartor.discover.rungs.linear import Linearised, linearise, run_linear
+from sartor.discover.rungs.outcome import Outcome, Setting
+from sartor.discover.rungs.tabular import run_tabular
+from sartor.evaluate.answers import answers_of
+from sartor.evaluate.diversity import distinct_n
+from sartor.evaluate.on_policy import look_at
+from sartor.model.forward import check
+from sartor.model.load import LanguageModel, fingerprint, load
+from sartor.rollout.local import Sampling, sample
+from sartor.tasks.task import task_named
+from sartor.train.loop import default_learning_rate, steps_of
+from sartor.train.run import RunFolder
+
+BETAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # every candidate chooses for itself from these ...
+TIMED = 16  # answers that the time of sampling is foretold from
+RATES = (2.5, 6.0)  # ... and from these multiples of the default learning rate of an adapter
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some candidates to try on a rung. ``settings`` are those to train at, one for each; empty where the rung chooses.
+
+    Candidates are texts of the language and not trees, so that a job is as easily sent elsewhere as kept.
+    """
+
+    rung: str
+    candidates: tuple[int, ...]
+    texts: tuple[str, ...]
+    settings: tuple[Setting, ...] = ()
+    seed: int = 0
+
+
+class Workbench:
+    """Opened from the run folder of a search that has its four parts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = RunFolder(folder)
+        self.config = DiscoverConfig(**{**from_yaml(folder / "config.yaml", DiscoverConfig), "output": folder})
+        self._retrying = False
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The frozen base with a fresh adapter."""
+        config = self.config
+        return load(config.model, config.dtype, config.lora_r, None, config.seed)
+
+    @cached_property
+    def weights(self) -> str:
+        """What the base computes, by its content."""
+        return fingerprint(self.model)
+
+    @cached_property
+    def search(self) -> Material:
+        """What candidates train on and are judged by."""
+        return self._material("search", "search-held-out")
+
+    @cached_property
+    def retrial(self) -> Material:
+        """The same for winners."""
+        return self._material("retrial", "retrial-held-out")
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """The one adapter that all train; both materials stand on the same network."""
+        return Adapters(self.search)
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """What a candidate may choose from."""
+        usual = default_learning_rate(self.model.parameters, lora=True)
+        return [Setting(beta, rate * usual) for rate in RATES for beta in BETAS]
+
+    def execute(self, job: Job) -> list[Outcome]:
+        """Try the candidates of a job, in their order."""
+        trees = [parse(text) for text in job.texts]
+        if job.rung == "tabular":
+            began = time.perf_counter()
+            found = run_tabular(trees, self.config.seed)
+            share = (time.perf_counter() - began) / len(trees)
+            return [replace(one, seconds=share) for one in found]
+        if job.rung == "linear":
+            train, held_out = self.features
+            return run_linear(self.search, train, held_out, trees, self.settings)
+        settings = job.settings
+        if job.rung == "adapter":
+            return [self.adapters.run(t, s, job.seed) for t, s in zip(trees, settings, strict=True)]
+        return [self._retry(t, s, job.seed) for t, s in zip(trees, settings, strict=True)]
+
+    @cached_property
+    def features(self) -> tuple[Linearised, Linearised]:
+        """The linearised model on the search's two parts: from the folder, or computed and kept there."""
+        path = self.run.path / "features.safetensors"
+        if not path.is_file():
+            self.adapters.reset(self.config.seed)
+            found: dict[str, Any] = {}
+            parts = {"train": self.search.train, "held_out": self.search.held_out}
+            with progress("features", sum(part.first[-1] for part in parts.values())) as advance:
+                for name, part in parts.items():
+                    world = linearise(
+                        self.model, part.data.trees, self.config.token_budget, seed=self.config.seed, progress=advance
+                    )
+                    found |= {name: world.features, "share": torch.tensor(world.share, dtype=torch.float64)}
+            scratch = path.with_suffix(".partial")
+            save_file(found, scratch)
+            scratch.rename(path)
+        kept = load_file(path)
+        share = float(kept["share"])
+        return Linearised(kept["train"], share), Linearised(kept["held_out"], share)
+
+    def _material(self, train: str, held_out: str) -> Material:
+        config = self.config
+        parts = [read_part(config, self.run, self.model, self.weights, name) for name in (train, held_out)]
+        if self.model.shares_prompts is None:
+            check(self.model, max((t for part in parts for t in part.data.trees), key=lambda tree: tree.size))
+        items = len(parts[0].data.trees)
+        recipe = Recipe(
+            steps=steps_of(config.epochs, None, items, config.batch_size),
+            batch_size=config.batch_size,
+            warmup_ratio=0.1,
+            schedule="cosine",
+            max_grad_norm=1.0,
+            token_budget=config.token_budget,
+        )
+        return Material(self.model, parts[0], parts[1], recipe)
+
+    @property
+    def scorer(self) -> str | None:
+        """What judges sampled answers, where anything does."""
+        return self.config.score if self.config.task == "preferences" else task_named(self.config.task).score
+
+    def seconds_per_answer(self) -> float:
+        """What sampling takes, timed on one answer to some prompts."""
+        ids = [tree.prompt for tree in self.retrial.held_out.data.trees[:TIMED]]
+        began = time.perf_counter()
+        sample(self.model, ids, 1, Sampling(self.config.max_new_tokens))
+        return (time.perf_counter() - began) / len(ids)
+
+    def _retry(self, tree: Any, setting: Setting, seed: int) -> Outcome:
+        """Train a winner, or what it is compared with, where the search never was; the score is that of its answers."""
+        began = time.perf_counter()
+        adapters = replace(self.adapters, material=self.retrial)
+        adapters.train(tree, setting, seed)
+        found = adapters.judge(setting)
+        if self.scorer:
+            found = self._by_answers(found, seed)
+        return replace(found, seconds=time.perf_counter() - began)
+
+    def _by_answers(self, judged: Outcome, seed: int) -> Outcome:
+        """The mean true score of the policy's answers to each held-out prompt, in place of the bits."""
+        config, part = self.config, self.retrial.held_out
+        prompts = list(dict.fromkeys(part.data.prompts))
+        ids = [part.data.trees[part.data.prompts.index(prompt)].prompt for prompt in prompts]
+        drawn = sample(self.model, ids, config.answers, Sampling(config.max_new_tokens, seed=seed))
+        answers = answers_of(prompts, drawn, plugins.resolve("rewards", str(self.scorer)))
+        kl, _ = look_at(self.model, self.model, ids, drawn, config.token_budget)
+        assert answers.scores is not None
+        values = tuple(sum(row) / len(row) for row in answers.scores)
+        flat = [value for row in kl for value in row]
+        lengths = [length for row in answers.lengths for length in row]
+        return Outcome(
+            judged.setting,
+            values,
+            {
+                **judged.measures,
+                "bits": judged.fitness,
+                "kl": sum(flat) / len(flat),
+                "length": sum(lengths) / len(lengths),
+                "distinct_2": sum(map(distinct_n, answers.texts)) / len(prompts),
+            },
+        )
+
+
+def job_of(
+    rung: str, numbers: Sequence[int], texts: Sequence[str], settings: Sequence[Setting] = (), seed: int = 0
+) -> Job:
+    """A job of candidates by their numbers and texts."""
+    return Job(rung, tuple(numbers), tuple(texts), tuple(settings), seed)

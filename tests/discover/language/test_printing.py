@@ -1,0 +1,232 @@
+"""Trees as text: the language reads back what it writes, torch computes what the program does, and LaTeX renders."""
+
+import ast
+import random
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from matplotlib.mathtext import MathTextParser
+
+from sartor.discover.language.expression import INPUTS, Expression, LanguageError, constant, given
+from sartor.discover.language.known import CANARIES, KNOWN, known
+from sartor.discover.language.operators import NUMBER, OPERATORS, apply
+from sartor.discover.language.parse import parse
+from sartor.discover.language.printing import to_latex, to_python, to_torch
+from sartor.discover.language.program import DIFFERENCES, Program, sides_of, stabilised
+from sartor.losses import stable
+from sartor.objectives.contract import moderate
+from sartor.types import PairLogps
+
+CONSTANTS = (0.0, 1.0, -1.0, 2.0, 0.5, -3.25, 1e-5, -2.5e-7, 1234.5, -1e4, 0.333333)
+BETA = 0.1
+STABLE = {name: getattr(stable, name) for name in dir(stable) if not name.startswith("_")}
+
+
+def random_tree(rng: random.Random, kind: str = NUMBER, depth: int = 4) -> Expression:
+    """A tree of any operators, one in five branches short."""
+    if kind == NUMBER and (depth == 0 or rng.random() < 0.2):
+        return given(rng.choice(list(INPUTS))) if rng.random() < 0.6 else constant(rng.choice(CONSTANTS))
+    operator = rng.choice([operator for operator in OPERATORS.values() if operator.gives == kind])
+    return apply(operator.name, *(random_tree(rng, kind, max(0, depth - 1)) for kind in operator.takes))
+
+
+@cache
+def trees(count: int) -> tuple[Expression, ...]:
+    rng, found = random.Random(0), []
+    while len(found) < count:
+        try:
+            found.append(random_tree(rng, depth=rng.randint(1, 7)))
+        except LanguageError:  # too large
+            continue
+    return tuple(found)
+
+
+def test_random_trees_use_everything() -> None:
+    used = {node.op for tree in trees(300) for node in tree.walk()}
+    assert used == {*OPERATORS, *INPUTS, "constant"}
+    assert max(tree.size for tree in trees(300)) > 40
+
+
+@pytest.mark.parametrize("name", {**KNOWN, **CANARIES})
+def test_a_loss_reads_back_as_itself(name: str) -> None:
+    for tree in (known(name), stabilised(known(name))):
+        assert parse(to_python(tree)) == tree
+
+
+def test_random_trees_read_back_as_themselves() -> None:
+    for tree in trees(300):
+        assert parse(to_python(tree)) == tree
+
+
+@pytest.mark.parametrize("outer", [o.name for o in OPERATORS.values() if o.gives == NUMBER])
+def test_brackets_stand_where_they_are_needed(outer: str) -> None:
+    """Every infix operator at every place of every other, and constants whose sign could be misread."""
+    operator = OPERATORS[outer]
+    leaf = {NUMBER: given("margin"), "truth": apply("less", given("margin"), given("beta"))}
+    within = [o for o in OPERATORS.values() if o.gives == NUMBER and (o.binds or o.name == "exp")]
+    inner = [apply(o.name, *(leaf[kind] for kind in o.takes)) for o in within]
+    for place, kind in enumerate(operator.takes):
+        for argument in [*inner, constant(-2.0), constant(-1e-5)] if kind == NUMBER else []:
+            args = [leaf[k] for k in operator.takes]
+            args[place] = argument
+            tree = apply(outer, *args)
+            assert parse(to_python(tree)) == tree
+
+
+@pytest.mark.parametrize(
+    ("text", "python"),
+    [
+        ("1-(beta-margin)-2", "1 - (beta - margin) - 2"),
+        ("margin/(beta*2)/3", "margin / (beta * 2) / 3"),
+        ("(margin*beta)*(margin*2)", "margin * beta * (margin * 2)"),
+        ("-(margin+1)", "-(margin + 1)"),
+        ("-margin*2", "-margin * 2"),
+        ("-(margin*2)", "-(margin * 2)"),
+        ("where((margin+1)>(beta-2),1,0)", "where(margin + 1 > beta - 2, 1, 0)"),
+        ("1e-7*margin", "1e-07 * margin"),
+    ],
+)
+def test_writes_no_more_brackets_than_needed(text: str, python: str) -> None:
+    assert to_python(parse(text)) == python
+
+
+# -- torch
+
+
+class _AsTensors(ast.NodeTransformer):
+    """Every number as a tensor, in double precision: of a constant the spread is 0 there, and not its rounding."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if not isinstance(node.value, int | float) or isinstance(node.value, bool):
+            return node
+        return ast.copy_location(
+            ast.parse(f"torch.tensor({float(node.value)!r}, dtype=torch.float64)", mode="eval").body, node
+        )
+
+
+def ran(text: str, pair: Any, beta: Any, change: ast.NodeTransformer | None = None) -> torch.Tensor:
+    code = ast.parse(text, mode="eval")
+    if change:
+        code = ast.fix_missing_locations(change.visit(code))
+    found = eval(compile(code, text, "eval"), {"torch": torch, "F": F, **STABLE, "pair": pair, "beta": beta})
+    return torch.as_tensor(found).expand(12)
+
+
+def batch() -> PairLogps:
+    found = moderate("pairs", 12)
+    assert isinstance(found, PairLogps)
+    return found
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_torch_computes_what_the_program_does() -> None:
+    """Operators, order and brackets of the text, with all that it reads as tensors."""
+    sides = {name: side.double() for name, side in sides_of(batch()).items()}
+    everything = dict(sides)
+    for name, (a, b) in DIFFERENCES.items():
+        everything[name] = everything[a] - everything[b]
+    for tree in [*map(known, KNOWN), *trees(100)]:
+        text = to_torch(stabilised(tree))
+        found = ran(text, SimpleNamespace(**everything), torch.tensor(BETA, dtype=torch.float64), _AsTensors())
+        same(found, Program(tree).losses(sides, BETA))
+
+
+TORCH_ONLY = pytest.mark.xfail(
+    strict=True,
+    raises=(TypeError, AttributeError),
+    reason="torch.maximum(x, 1) and guarded_div(1, beta): some functions take no Python number",
+)
+WITH_NUMBERS = ("ipo", "ipo_sum", "sppo", "dpo_norm", "cal_dpo", "sft", "cpo", "simpo", "alphapo", "orpo")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=TORCH_ONLY) if name in WITH_NUMBERS else name for name in KNOWN]
+)
+def test_torch_runs_as_it_stands_in_a_loss_file(name: str) -> None:
+    """β is a number there, and ``pair`` a ``PairLogps``, with lengths that are integers."""
+    same(ran(to_torch(stabilised(known(name))), batch(), BETA), Program(known(name)).losses(sides_of(batch()), BETA))
+
+
+@TORCH_ONLY
+@pytest.mark.parametrize(
+    "text",
+    [
+        "exp(2) - margin",
+        "maximum(margin, 1)",
+        "sigmoid(beta) * margin",
+        "margin / beta",
+        "margin + detach(2)",
+        "relu(0.5) - margin",
+    ],
+)
+def test_torch_takes_numbers_wherever_the_language_does(text: str) -> None:
+    tree = parse(text)
+    same(ran(to_torch(stabilised(tree)), batch(), BETA), Program(tree).losses(sides_of(batch()), BETA))
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="lengths are integers, which have no mean")
+@pytest.mark.parametrize("text", ["margin / mean(chosen_length)", "margin * std(chosen_length - rejected_length)"])
+def test_torch_takes_statistics_of_lengths(text: str) -> None:
+    tree = parse(text)
+    same(ran(to_torch(stabilised(tree)), batch(), BETA), Program(tree).losses(sides_of(batch()), BETA))
+
+
+# -- LaTeX
+
+
+@pytest.fixture(scope="module")
+def renders() -> Any:
+    parser = MathTextParser("agg")
+
+    def rendered(tree: Expression) -> float:
+        return parser.parse(f"${to_latex(tree)}$").width
+
+    return rendered
+
+
+@pytest.mark.parametrize("name", {**KNOWN, **CANARIES})
+def test_a_loss_renders(name: str, renders: Any) -> None:
+    assert renders(known(name)) > 0
+
+
+def test_random_trees_render(renders: Any) -> None:
+    for tree in trees(40):
+        assert renders(tree) > 0
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_renders(name: str, renders: Any) -> None:
+    leaf = {NUMBER: given("margin"), "truth": apply("less", given("margin"), given("beta"))}
+    tree = apply(name, *(leaf[kind] for kind in OPERATORS[name].takes))
+    assert renders(tree) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("-log_sigmoid(beta * margin)", r"-\log\sigma\left(\beta \, \rho\right)"),
+        ("1 / (1 - margin / beta)", r"\frac{1}{1 - \frac{\rho}{\beta}}"),
+        ("(margin - 1) ** 2", r"\left(\rho - 1\right)^2"),
+        ("exp(chosen_logratio) - policy_chosen", r"e^{r_w} - \log\pi_w"),
+        ("(margin - 1) * beta", r"(\rho - 1) \, \beta"),
+    ],
+)
+def test_latex_is_what_people_write(text: str, latex: str) -> None:
+    assert to_latex(parse(text)) == latex
+
+
+@pytest.mark.xfail(strict=True, reason="a product is written without a sign, so that a minus after it reads as one")
+def test_a_product_is_no_difference_in_print() -> None:
+    assert r"\, -" not in to_latex(parse("margin * -beta"))
+
+
+@pytest.mark.xfail(strict=True, reason="numbers are written as Python does")
+def test_small_numbers_are_powers_of_ten_in_print() -> None:
+    assert "e-05" not in to_latex(parse("1e-5 * margin"))
