@@ -20,18 +20,16 @@ from sartor.discover.archive import Candidate
 from sartor.discover.budget import BASELINES, PER_ADAPTER, Budget, Clock
 from sartor.discover.language.known import CANARIES, KNOWN, known
 from sartor.discover.language.printing import to_python
-from sartor.discover.language.program import as_term
 from sartor.discover.propose.bandit import TOP, Record, choose
 from sartor.discover.propose.proposal import Proposal, Proposer
 from sartor.discover.rungs.outcome import Outcome
 from sartor.discover.rungs.tabular import run_tabular
 from sartor.discover.runner import Runner
-from sartor.discover.screens import screen
+from sartor.discover.screens import curve_of, screen
 from sartor.discover.state import CANARY, NAMED, State, behaviour_of
 from sartor.discover.workbench import Job, job_of
 from sartor.errors import UserError, unknown
 from sartor.evaluate.statistics import Estimate
-from sartor.objectives.shape import shape
 
 GENERATION, ASKED = 32, 8  # proposals of a generation, and how many each proposer that is chosen makes of it
 BATCH = 16  # candidates of a job on the linear rung
@@ -135,10 +133,9 @@ class Race:
             if twin is not None and not begun:
                 return replace(candidate, twin=twin[0], cosine=twin[1])
             self.state.seen.add(number, found)
-        drawn = shape(as_term(candidate.tree, beta=self.state.beta))
-        behaviour = behaviour_of(candidate.tree, drawn.slope, drawn.convex)
+            candidate = replace(candidate, behaviour=behaviour_of(candidate.tree, *curve_of(found)))
         cosine = None if found.likeness is None else found.likeness.cosine
-        return replace(candidate, likeness=str(found.likeness or ""), cosine=cosine, behaviour=behaviour)
+        return replace(candidate, likeness=str(found.likeness or ""), cosine=cosine)
 
     def _keep(self, found: Sequence[Candidate], outcomes: Mapping[int, Outcome], seconds: float) -> None:
         """A generation in one transaction: proposals, screens, tabular rung."""

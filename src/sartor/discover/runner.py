@@ -1,12 +1,13 @@
 """Who executes jobs: this process, one after the other. ``cluster`` does the same on many machines."""
 
 from collections import deque
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sartor.discover.rungs.outcome import Outcome
 from sartor.discover.workbench import Job, Workbench
 
 
+@runtime_checkable
 class Runner(Protocol):
     """Takes jobs and gives back what came of them, in the order in which they end."""
 

@@ -15,17 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sartor.discover.language.expression import Expression
-from sartor.discover.language.program import Program, as_term, sides_of
-from sartor.objectives.catalogue import candidates
+from sartor.discover.language.program import BETA, Program, as_term, sides_of
+from sartor.objectives.catalogue import candidates, entry
 from sartor.objectives.contract import Inputs, stress
-from sartor.objectives.shape import LENGTHS, MARGINS, SHIFTS, Candidate, Likeness, Shape, grid, shape
+from sartor.objectives.shape import LENGTHS, MARGINS, SHIFTS, Candidate, Likeness, Shape, fingerprint, grid, shape
 from sartor.types import PairLogps
 
 SAME = 0.999  # cosine of two fingerprints from which on two objectives train alike, up to the learning rate
 STRESSED_AT = (1.0, 0.05)  # β: a large one for overflow, and a usual one at which few results are denormal, and slow
 PRECISIONS = (torch.float32, torch.bfloat16)
-# Many β, so that a candidate which is an earlier one at another β is told from a new one.
-BETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# A candidate that is an earlier one at another β: the earlier ones are kept at wide steps of β, the new one is asked at
+# small steps within one of them, so that every ratio of the two is met to within FINE.
+BETAS = tuple(np.geomspace(0.01, 1.0, 14).tolist())
+FINE = 3
+SKETCH = 64  # numbers that a fingerprint is sketched in: those whose sketches are far apart need not be compared
 PROBED = 10.0  # nats to either side of 0, where the direction of training is judged
 
 
@@ -39,7 +42,7 @@ class Screened:
 
     @property
     def fingerprint(self) -> Float[Tensor, " points"]:
-        """At the β it was screened at; the other rows are those at ``BETAS``."""
+        """At the β it was screened at; the other rows are at small steps above it, and then at ``BETAS``."""
         return self.fingerprints[0]
 
     @property
@@ -55,7 +58,8 @@ def screen(tree: Expression, beta: float) -> Screened:
     program = Program(tree)
     if refusal := _unstable(program):
         return Screened(refusal)
-    found = fingerprints(program, (beta, *BETAS))
+    step = BETAS[1] / BETAS[0]
+    found = fingerprints(program, (*(beta * step ** (i / FINE) for i in range(FINE)), *BETAS))
     if not found[0].any():
         return Screened("its gradient is zero everywhere, so nothing would be learnt", found)
     if refusal := _backwards(found[0]):
@@ -119,8 +123,12 @@ def _backwards(found: Float[Tensor, " points"]) -> str:
 
 @cache
 def _catalogue() -> tuple[tuple[Candidate, ...], Tensor]:
-    pairs = tuple(one for one in candidates() if one.term.traits.kind == "pairs")
-    return pairs, torch.from_numpy(np.stack([one.fingerprint for one in pairs])).float()
+    pairs = [one for one in candidates() if one.term.traits.kind == "pairs"]
+    for name in dict.fromkeys(one.term.name for one in pairs if one.term.beta is not None):
+        # At the β of the screens too, so that a known loss is itself and not its neighbour's at the next β.
+        own = entry(name, BETA).term
+        pairs.append(Candidate(own, fingerprint(own)))
+    return tuple(pairs), torch.from_numpy(np.stack([one.fingerprint for one in pairs])).float()
 
 
 def _nearest_of_catalogue(found: Float[Tensor, " points"]) -> Likeness:
@@ -128,9 +136,9 @@ def _nearest_of_catalogue(found: Float[Tensor, " points"]) -> Likeness:
     cosines = matrix @ found
     best = int(cosines.argmax())
     # Where several are the same, the plain one is named.
-    for at in (cosines >= cosines[best] - 1e-5).nonzero()[:, 0].tolist():
-        if known[at].term.name == "dpo":
-            best = at
+    plain = [at for at in (cosines >= SAME).nonzero()[:, 0].tolist() if known[at].term.name == "dpo"]
+    if plain and cosines[best] < 1 - 1e-6:
+        best = max(plain, key=lambda at: float(cosines[at]))
     return Likeness(known[best].term.name, known[best].term.beta, float(cosines[best]))
 
 
@@ -140,23 +148,48 @@ class Seen:
 
     numbers: list[int] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
-    _matrix: Tensor | None = None
+    sketches: list[Tensor] = field(default_factory=list)
+    _sketches: Tensor | None = None
 
     def add(self, number: int, screened: Screened) -> None:
-        """Remember a candidate by its number."""
-        self.rows.append(screened.fingerprints)
-        self.numbers += [number] * len(screened.fingerprints)
-        self._matrix = None
+        """Remember a candidate by its number; one without a fingerprint resembles nothing."""
+        if screened.refusal:
+            return
+        kept = screened.fingerprints[FINE:]
+        self.rows += list(kept)
+        self.sketches.append(kept @ _projection())
+        self.numbers += [number] * len(kept)
+        self._sketches = None
 
     def twin(self, screened: Screened) -> tuple[int, float] | None:
         """The earlier candidate that trains alike, and the cosine; None where there is none."""
-        if not self.rows:
+        if not self.rows or screened.refusal:
             return None
-        if self._matrix is None:
-            self._matrix = torch.cat(self.rows)
-        cosines = self._matrix @ screened.fingerprint
-        best = int(cosines.argmax())
-        return (self.numbers[best], float(cosines[best])) if cosines[best] >= SAME else None
+        if self._sketches is None:
+            self._sketches = torch.cat(self.sketches)
+        asked = screened.fingerprints[:FINE]
+        # Distances between sketches are those between fingerprints to within a third; a wide berth is given to that.
+        near = torch.cdist(self._sketches, asked @ _projection()).square() < 4 * 2 * (1 - SAME)
+        best: tuple[int, float] | None = None
+        for at in near.any(1).nonzero()[:, 0].tolist():
+            cosine = float((asked @ self.rows[at]).max())
+            if cosine >= SAME and (best is None or cosine > best[1] + 1e-6):
+                best = self.numbers[at], cosine
+        return best
+
+
+@cache
+def _projection() -> Float[Tensor, "points sketch"]:
+    points = 2 * len(MARGINS) * len(SHIFTS) * len(LENGTHS)
+    return torch.randn(points, SKETCH, generator=torch.Generator().manual_seed(0)) / SKETCH**0.5
+
+
+def curve_of(screened: Screened) -> tuple[float, bool]:
+    """Slope at margin 0 and whether the slope never falls, as far as the fingerprint shows."""
+    chosen, rejected = screened.fingerprint.view(2, len(MARGINS), len(SHIFTS), len(LENGTHS))[:, :, 1, 0]
+    slope = -(chosen + rejected) / 2
+    rising = (slope.diff() > -1e-4 * slope.abs().max()).all()
+    return float(slope[int(np.abs(MARGINS).argmin())]), bool(rising)
 
 
 def in_words(tree: Expression, beta: float) -> list[str]:

@@ -1,5 +1,7 @@
 """Operations that are finite everywhere, with gradients that are finite and keep their sign."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ def tangent_exp(x: Tensor) -> Tensor:
     tensor(True)
     """
     low = x.clamp(max=CAP)
-    return low.exp() * (1 + x - low)
+    return low.exp() * (1 + (x - low))
 
 
 def tangent_expm1(x: Tensor) -> Tensor:
@@ -48,4 +50,6 @@ def guarded_sqrt(x: Tensor) -> Tensor:
 def log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^x) up to x = -1e-6, its tangent above: at probability one, odds are infinite and this is not."""
     above = x.clamp(min=-SMALLEST) + SMALLEST  # and not x - low: its two gradients of 1e6 would not cancel in fp32
-    return torch.log(-torch.expm1(x.clamp(max=-SMALLEST))) - above / SMALLEST
+    low = x.clamp(max=-SMALLEST)
+    # Of the two forms each keeps the digits that the other loses (Mächler 2012).
+    return torch.where(low > -math.log(2), torch.log(-torch.expm1(low)), torch.log1p(-low.exp())) - above / SMALLEST

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from sartor.evaluate.statistics import Estimate
 
@@ -23,6 +24,8 @@ Points = Sequence[tuple[float, Estimate]]
 _PAINT = {"ink": "#010203", "muted": "#010204", "rule": "#010205", "blue": "#010206", "orange": "#010207"}
 _WIDE = (760, 400)  # across the page
 _WIDTH, _HEIGHT = 350, 205  # CSS pixels at the column width of the page, so that 11 units of type are 11 pixels
+_BESIDE = ((6, -9), (6, 3), (-6, 3), (-6, -9), (2, 8), (2, -16), (-2, 10), (-2, -18), (9, 12), (9, -21), (-9, -21))
+_PEN = dict(zip((1, 2, 3, 4, 79), "MLQCZ", strict=True))  # matplotlib's codes of a path, and SVG's
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "figure.facecolor": "none",
@@ -70,35 +73,110 @@ def curve(
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Pairs, of KL and reward, that belong together; the label stands at the last one."""
+    """Pairs, of KL and reward, that belong together; the label stands at the last one.
+
+    ``mark`` is as matplotlib writes it: ``"o"`` is points without a line, ``"--"`` a line without points.
+    """
 
     colour: str
     points: Sequence[tuple[Estimate, Estimate]]
     label: str = ""
+    mark: str = "o-"
 
 
-def frontier(routes: Sequence[Route], *, name: str, across: str = "KL, nats", wide: bool = False) -> str:
+def frontier(
+    routes: Sequence[Route], *, name: str, across: str = "KL, nats", wide: bool = False, log: bool = False
+) -> str:
     """Reward against KL, or against what else ``across`` says, with the intervals of both."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure, axes = _axes(*_WIDE) if wide else _axes()
+        ends = []
         for route in routes:
             paint = _PAINT[route.colour]
             finite = [(kl, reward) for kl, reward in route.points if math.isfinite(kl.value + reward.value)]
             x, y = [kl.value for kl, _ in finite], [reward.value for _, reward in finite]
-            axes.plot(x, y, color=paint, linewidth=1.2, marker="o", markersize=3.5)
+            axes.plot(x, y, route.mark, color=paint, linewidth=1.2, markersize=3.5)
             for kl, reward in finite:
                 if math.isfinite(reward.low + reward.high):
                     axes.vlines([kl.value], [reward.low], [reward.high], color=paint, linewidth=2, alpha=0.3)
                 if math.isfinite(kl.low + kl.high):
                     axes.hlines([reward.value], [kl.low], [kl.high], color=paint, linewidth=2, alpha=0.3)
-            if route.label and finite:
-                axes.annotate(
-                    route.label, (x[-1], y[-1]), xytext=(6, -9), textcoords="offset points", color=paint, fontsize=10
-                )
+            if finite:
+                ends.append((route.label, x[-1], y[-1], paint))
         if wide:
             axes.margins(x=0.12)
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        _label(axes, ends)
         axes.set_xlabel(across, loc="right", labelpad=2)
         return _svg(figure, name, *(_WIDE if wide else ()))
+
+
+def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Texts beside their points, each where it covers fewest points and texts so far."""
+    points = 72 / axes.get_figure().dpi  # of a pixel
+    places = [axes.transData.transform((x, y)) * points for _, x, y, _ in ends]
+    taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in places]
+    edge = axes.get_window_extent().x1 * points
+    for (text, x, y, paint), place in zip(ends, places, strict=True):
+        if not text:
+            continue
+        boxes = []
+        for right, up in _BESIDE:
+            left = place[0] + right - (5.4 * len(text) if right < 0 else 0)
+            boxes.append((left, place[1] + up, left + 5.4 * len(text), place[1] + up + 8))
+        covered = [
+            sum(a < right and b > left and c < top and d > low for left, low, right, top in taken) + 9 * (b > edge + 8)
+            for a, c, b, d in boxes
+        ]
+        best = covered.index(min(covered))
+        taken.append(boxes[best])
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=_BESIDE[best],
+            textcoords="offset points",
+            horizontalalignment="right" if _BESIDE[best][0] < 0 else "left",
+            color=paint,
+            fontsize=10,
+            parse_math=False,
+        )
+
+
+def lines(
+    drawn: dict[str, tuple[Sequence[float], Sequence[float]]], *, name: str, across: str, within: tuple[float, float]
+) -> str:
+    """Plain curves, the first one on top and the others dashed; ``within`` is what is seen of them, from low to high."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure, axes = _axes()
+        axes.axhline(0, color=_PAINT["rule"], linewidth=1)
+        axes.axvline(0, color=_PAINT["rule"], linewidth=1)
+        for place, (colour, (x, y)) in enumerate(drawn.items()):
+            style = "--" if place else "-"
+            axes.plot(x, y, style, color=_PAINT[colour], linewidth=1.3 if place else 1.8, zorder=3 - 0.1 * place)
+        axes.set_ylim(*within)
+        axes.set_xlabel(across, loc="right", labelpad=2)
+        return _svg(figure, name)
+
+
+def formula(latex: str, size: int = 21) -> str:
+    """Maths as one path in the colour of the text around it; nothing where matplotlib cannot read it."""
+    try:
+        path = TextPath((0, 0), f"${latex}$", size=size)
+    except (ValueError, RecursionError):
+        return ""
+    box = path.get_extents().padded(1)
+    drawn = "".join(
+        _PEN[int(code)] + " ".join(f"{v:.1f}" for v in ([] if code == path.CLOSEPOLY else vertices))
+        for vertices, code in path.iter_segments(simplify=False)
+    )
+    return (
+        f'<svg aria-hidden="true" width="{box.width:.0f}" viewBox="{box.x0:.1f} {-box.y1:.1f} {box.width:.1f} '
+        f'{box.height:.1f}"><path transform="scale(1 -1)" fill="currentColor" d="{drawn}"/></svg>'
+    )
 
 
 def reliability(points: Points, *, name: str) -> str:

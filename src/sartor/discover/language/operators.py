@@ -79,6 +79,8 @@ OPERATORS = {
         Operator("minimum", torch.minimum, "torch.minimum({0}, {1})", r"\min\left({0}, {1}\right)", _TWO),
         Operator("greater", torch.gt, "{0} > {1}", "{0} > {1}", _TWO, TRUTH, "{0} > {1}", 1),
         Operator("less", torch.lt, "{0} < {1}", "{0} < {1}", _TWO, TRUTH, "{0} < {1}", 1),
+        Operator("at_least", torch.ge, "{0} >= {1}", r"{0} \geq {1}", _TWO, TRUTH, "{0} >= {1}", 1),
+        Operator("at_most", torch.le, "{0} <= {1}", r"{0} \leq {1}", _TWO, TRUTH, "{0} <= {1}", 1),
         Operator(
             "where",
             torch.where,
@@ -112,7 +114,8 @@ def apply(name: str, *args: Expression) -> Expression:
     if operator is None:
         raise LanguageError(f"unknown operator {name!r}; known: {', '.join(OPERATORS)}")
     if len(args) != len(operator.takes):
-        raise LanguageError(f"{name}: wanted {len(operator.takes)} arguments, got {len(args)}")
+        wanted = f"{len(operator.takes)} argument{'s' * (len(operator.takes) > 1)}"
+        raise LanguageError(f"{name}: wanted {wanted}, got {len(args)}")
     for place, (arg, kind) in enumerate(zip(args, operator.takes, strict=True), start=1):
         if kind_of(arg) != kind:
             raise LanguageError(f"{name}: argument {place} wanted a {kind}, got a {kind_of(arg)}")

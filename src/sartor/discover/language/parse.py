@@ -7,7 +7,9 @@ be reached from a text, whatever it says: RestrictedPython and its kin filter co
 
 import ast
 import re
+import textwrap
 import warnings
+from collections.abc import Callable
 
 from sartor.discover.language.expression import INPUTS, Expression, LanguageError, constant, given
 from sartor.discover.language.operators import NUMBER, OPERATORS, apply, kind_of
@@ -15,7 +17,7 @@ from sartor.discover.language.operators import NUMBER, OPERATORS, apply, kind_of
 LONGEST = 4000  # characters
 DEEPEST = 60  # brackets within brackets: Python's own parser recurses
 INFIX: dict[type, str] = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
-COMPARED: dict[type, str] = {ast.Gt: "greater", ast.GtE: "greater", ast.Lt: "less", ast.LtE: "less"}
+COMPARED: dict[type, str] = {ast.Gt: "greater", ast.GtE: "at_least", ast.Lt: "less", ast.LtE: "at_most"}
 CALLS = {name: name for name, operator in OPERATORS.items() if not operator.binds} | {
     # What torch and numpy call them, so that what people and models write by habit is understood.
     "logsigmoid": "log_sigmoid",
@@ -42,9 +44,12 @@ def parse(text: str) -> Expression:
     _check_depth(text)
     # A body is allowed on its own, return and all: it parses once it stands in a function.
     loose = not re.search(r"^def ", text, re.MULTILINE)
-    body = text.strip().splitlines()
+    body = textwrap.dedent(text).strip().splitlines()
     source = "\n".join(["def loss():", *(f" {line}" for line in body)] if loose else body)
-    tree = _Reader(first_line=1 + loose).body(_statements(source, loose))
+    try:
+        tree = _Reader(first_line=1 + loose).body(_statements(source, loose))
+    except RecursionError:
+        raise LanguageError("nested too deeply") from None
     if kind_of(tree) != NUMBER:
         raise LanguageError("wanted a number for each pair, got a truth: where(truth, a, b) makes one of it")
     return tree
@@ -70,8 +75,7 @@ def _statements(source: str, loose: bool) -> list[ast.stmt]:
         raise LanguageError(f"not readable: {str(error) or type(error).__name__}") from None
     match found:
         case [ast.FunctionDef(decorator_list=[], args=args, body=body)]:
-            defaults = [*args.defaults, *filter(None, args.kw_defaults)]
-            if all(isinstance(default, ast.Constant) for default in defaults):
+            if all(_is_number(default) for default in (*args.defaults, *filter(None, args.kw_defaults))):
                 return body
             raise LanguageError("the function's defaults: wanted numbers")
     raise LanguageError("wanted one function without decorators, or an expression, and nothing beside it")
@@ -104,21 +108,21 @@ class _Reader:
             case ast.Constant(value=bool()) | ast.Constant(value=complex()):
                 raise self._refused(node, f"{node.value!r} is no number of the language")
             case ast.Constant(value=int() | float() as value):
-                return constant(float(value) if abs(value) < 1e300 else float("inf"))
+                return self._made(node, lambda: constant(float(value) if abs(value) < 1e300 else float("inf")))
             case ast.Name(id=name) | ast.Attribute(attr=name):
                 return self._named(node, _dotted(node) or name)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return apply("neg", self.read(operand))
+                return self._apply(node, "neg", operand)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
                 return self.read(operand)
             case ast.BinOp(op=ast.Pow(), left=left, right=right):
                 return self._power(node, self.read(left), self.read(right))
             case ast.BinOp(op=op, left=left, right=right) if type(op) in INFIX:
-                return apply(INFIX[type(op)], self.read(left), self.read(right))
+                return self._apply(node, INFIX[type(op)], left, right)
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in COMPARED:
-                return apply(COMPARED[type(op)], self.read(left), self.read(right))
+                return self._apply(node, COMPARED[type(op)], left, right)
             case ast.IfExp(test=test, body=body, orelse=other):
-                return apply("where", self.read(test), self.read(body), self.read(other))
+                return self._apply(node, "where", test, body, other)
             case ast.Call(func=func, args=args, keywords=[]):
                 return self._call(node, _dotted(func), args)
             case ast.Call():
@@ -136,10 +140,18 @@ class _Reader:
     def _call(self, node: ast.expr, name: str | None, args: list[ast.expr]) -> Expression:
         if name is None or _short(name) not in CALLS:
             raise self._refused(node, f"unknown function {name or '?'}; known: {', '.join(CALLS)}")
-        found = CALLS[_short(name)]
-        if found in ("maximum", "minimum") and len(args) > 2:
-            raise self._refused(node, f"{found} takes two arguments")
-        return apply(found, *(self.read(arg) for arg in args))
+        return self._apply(node, CALLS[_short(name)], *args)
+
+    def _apply(self, node: ast.expr, name: str, *args: ast.expr) -> Expression:
+        read = [self.read(arg) for arg in args]
+        return self._made(node, lambda: apply(name, *read))
+
+    def _made(self, node: ast.expr, make: Callable[[], Expression]) -> Expression:
+        """What ``make`` makes; what it refuses is told with its line."""
+        try:
+            return make()
+        except LanguageError as error:
+            raise self._refused(node, str(error)) from None
 
     def _power(self, node: ast.expr, base: Expression, power: Expression) -> Expression:
         match (power.op, power.value):
@@ -153,6 +165,16 @@ class _Reader:
 
     def _refused(self, node: ast.AST, why: str) -> LanguageError:
         return LanguageError(f"line {max(1, getattr(node, 'lineno', 1) - self.first_line + 1)}: {why}")
+
+
+def _is_number(default: ast.expr) -> bool:
+    match default:
+        case (
+            ast.Constant(value=int() | float())
+            | ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float()))
+        ):
+            return True
+    return False
 
 
 def _is_docstring(statements: list[ast.stmt]) -> bool:

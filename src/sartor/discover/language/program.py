@@ -162,10 +162,11 @@ def as_term(tree: Expression, name: str = "candidate", beta: float = BETA) -> Te
     has_beta = "beta" in tree.inputs
     loss = as_loss(tree, name)
     bound = lambda pair: loss(pair, beta=beta)  # noqa: E731
-    depends_on = {name for name in tree.inputs if "reference" in name or "length" in name}
-    if tree.inputs & set(DIFFERENCES):
-        depends_on |= set(LOGPS[2:])
-    traits = Traits("pairs", frozenset(depends_on), Program(tree).mixes, False)
+    read = set(tree.inputs)
+    for name in ("margin", "chosen_logratio", "rejected_logratio"):  # the margin is made of the two others
+        read |= set(DIFFERENCES[name]) if name in read else set()
+    depends_on = frozenset(name for name in read if name.startswith("reference") or name.endswith("length"))
+    traits = Traits("pairs", depends_on, Program(tree).mixes, False)
     return Term(name, bound, 1.0, traits, beta if has_beta else None)
 
 

@@ -7,7 +7,7 @@ runs are rows of one matrix.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ class Batch:
     length: Float[Tensor, " branches"]
 
 
+@runtime_checkable
 class World(Protocol):
     """What is trained: one row of parameters for each run."""
 

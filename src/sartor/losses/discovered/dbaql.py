@@ -46,4 +46,4 @@ def dbaql(pair: PairLogps, *, beta: float = 0.05, tau: float = 0.05, variant: st
         raise ValueError(f"unknown variant {variant!r}; known: found, paper, released")
     z = beta * pair.margin
     spread = torch.var(pair.margin if variant == "found" else z / tau, unbiased=False)
-    return torch.sigmoid(spread) * F.softplus(-z / 0.9) + torch.sigmoid(-spread) * tangent_exp(-0.9 * z)  # eq. 9
+    return torch.sigmoid(spread) * F.softplus(-z / 0.9) + tangent_exp(F.logsigmoid(-spread) - 0.9 * z)  # eq. 9
