@@ -26,7 +26,7 @@ from sartor.errors import UserError
 
 NAMES = tyro.conf.arg(metavar="NAME ...")
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-NAMED = ("dpo", "ipo", "hinge", "simpo", "lrml", "apo_zero", "exo", "cell", "sppo", "dpop")
+NAMED = ("dpo", "ipo", "hinge", "simpo", "lrml", "apo_zero", "sft", "dpop")
 
 
 def seconds_of(text: str) -> float:
@@ -58,7 +58,7 @@ class DiscoverConfig(Checked):
     """With --task preferences: comparisons or rankings, a JSON, JSONL, CSV or Parquet file (.gz too), or Hub id."""
     score: OptionalText = None
     """With --task preferences: judge finalists by this scorer of sampled answers, a name or file.py:function."""
-    budget: Annotated[str, Wanted("a time such as 30m, 2h or 1h30m", lambda text: seconds_of(text) > 0)] = "30m"
+    budget: Annotated[str, Wanted("a time such as 30m, 2h or 1h30m", lambda text: seconds_of(text) > 0)] = "1h"
     """Device time for all of it, never overrun: set-up, search, and the retrial of the winners."""
     proposer: Annotated[tuple[str, ...], NAMES] = ("random", "mutate", "cross", "tune")
     """Who invents: random, mutate, cross, tune (of the grammar), model (needs --endpoint); a bandit mixes several."""
@@ -94,7 +94,7 @@ class DiscoverConfig(Checked):
     """Prompts to judge candidates by, at most; by default 28 of a task, 96 of --data."""
     answers: Annotated[int, Wanted("2 to 9", lambda value: 2 <= value <= 9)] = 4
     """Answers to each prompt of a task that are ranked, and that finalists are judged by."""
-    max_new_tokens: Count = 48
+    max_new_tokens: Count = 24
     """Length of answers, in tokens."""
     max_length: Count = 512
     """Tokens of prompt and completion."""

@@ -19,7 +19,7 @@ from sartor.discover.results import BITS, best_so_far, describe, results, spent_
 from sartor.discover.runner import Local, Runner
 from sartor.discover.source import loss_name, loss_source
 from sartor.discover.state import State
-from sartor.discover.workbench import Workbench
+from sartor.discover.workbench import ANSWERS, Workbench
 from sartor.errors import UserError, unknown
 from sartor.machine import machine, set_up_memory
 from sartor.model.load import fingerprint, load
@@ -58,7 +58,7 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
         _race(config, state, runner, proposers, clock, bench)
     finally:
         runner.close()
-    unit = f"points of {bench.scorer}" if bench.scorer else BITS
+    unit = BITS if bench.search.truth is None else f"points of {bench.search.truth.scorer} less the price of KL"
     about = {"machine": machine(), "command": run.read_json("identity.json")["command"]}
     found = results(config, state, unit)
     _write_losses(run, state, found)
@@ -115,8 +115,10 @@ def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:
         seconds = sorted(state.results[rung, n].seconds for n in state.on(rung))
         unit[rung] = seconds[len(seconds) // 2]
     sampling = 0.0
-    if bench.scorer:
-        sampling = bench.seconds_per_answer() * bench.config.answers * len(set(bench.retrial.held_out.data.prompts))
+    if bench.retrial.truth is not None:
+        more = bench.config.answers * len(set(bench.retrial.held_out.data.prompts))
+        more -= ANSWERS * len(set(bench.search.held_out.data.prompts))
+        sampling = bench.seconds_per_answer() * max(0, more)
     ratio = len(bench.retrial.train.data.trees) / len(bench.search.train.data.trees)
     return unit | {"retrial": unit["adapter"] * max(1.0, ratio) + sampling}
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sartor.discover.rungs.many import Batch
-from sartor.discover.rungs.outcome import Pairs
+from sartor.discover.rungs.outcome import Pairs, Scored
 from sartor.model.load import LanguageModel
 from sartor.train.loop import Plan, Schedule
 from sartor.train.preferences import Preferences
@@ -40,10 +40,22 @@ class Recipe:
 class Part:
     """Preferences to train on, or to judge by, with the reference's log-probs summed by branch.
 
-    Branches are numbered in the order of ``data.trees``, tree after tree.
+    Branches are numbered in the order of ``data.trees``, tree after tree; ``scores`` are their true scores, if known.
     """
 
     data: Preferences
+    scores: Sequence[float] | None = None
+
+    @property
+    def scored(self) -> Scored | None:
+        """The branches with their true scores, where those are known."""
+        if self.scores is None:
+            return None
+        numbers = {tree: n for n, tree in enumerate(dict.fromkeys(self.data.prompt_numbers))}
+        prompts = [
+            numbers[self.data.prompt_numbers[i]] for i, tree in enumerate(self.data.trees) for _ in tree.branches
+        ]
+        return Scored(torch.tensor(self.scores), torch.tensor(prompts))
 
     @cached_property
     def first(self) -> list[int]:
@@ -92,6 +104,20 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Truth:
+    """What a policy is really for, where that can be computed: the true score of the answers it draws.
+
+    ``price`` is what a nat of KL costs in units of the score; ``answers`` of up to ``max_new_tokens`` tokens are drawn
+    to each prompt.
+    """
+
+    scorer: str
+    price: float
+    answers: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
 class Material:
     """A model with an adapter, what to train on and what to judge by."""
 
@@ -99,3 +125,4 @@ class Material:
     train: Part
     held_out: Part
     recipe: Recipe
+    truth: Truth | None = None

@@ -18,11 +18,11 @@ from sartor.errors import UserError
 from sartor.model.load import LanguageModel, load
 from sartor.model.reference import folder_of
 from sartor.objectives.specs import parse_objective
-from sartor.rewards.scoring import as_rows
+from sartor.rewards.scoring import as_rows, score_texts
 from sartor.rollout.local import Sampling
 from sartor.tasks.task import task_named
 from sartor.train.feedback import collect
-from sartor.train.preferences import Preference, encode, read_source, with_reference
+from sartor.train.preferences import Preference, Preferences, encode, read_source, with_reference
 from sartor.train.run import RunFolder
 from sartor.types import Comparison, Ranking
 
@@ -125,7 +125,22 @@ def read_part(config: DiscoverConfig, run: RunFolder, model: LanguageModel, weig
     rows = read_source(reading.data, "train", reading, objective)
     data = encode(model, rows, reading, objective)
     kept = run.path / f"reference-{name}.safetensors"
-    return Part(with_reference(model, data, config.token_budget, kept, folder_of(weights)))
+    known = with_reference(model, data, config.token_budget, kept, folder_of(weights))
+    return Part(known, _scores(model, known, scorer_of(config)))
+
+
+def scorer_of(config: DiscoverConfig) -> str | None:
+    """What tells the true score of an answer, where anything does."""
+    return config.score if config.task == "preferences" else task_named(config.task).score
+
+
+def _scores(model: LanguageModel, data: Preferences, scorer: str | None) -> list[float] | None:
+    """The true score of every branch."""
+    if scorer is None:
+        return None
+    said = [(prompt, branch) for prompt, tree in zip(data.prompts, data.trees, strict=True) for branch in tree.branches]
+    texts = [model.tokenizer.decode(branch, skip_special_tokens=True).strip() for _, branch in said]
+    return score_texts(plugins.resolve("rewards", scorer), [prompt for prompt, _ in said], texts)
 
 
 def in_words(parts: Mapping[str, Part], seconds: float) -> str:

@@ -29,6 +29,7 @@ PRECISIONS = (torch.float32, torch.bfloat16)
 BETAS = tuple(np.geomspace(0.01, 1.0, 14).tolist())
 FINE = 3
 SKETCH = 64  # numbers that a fingerprint is sketched in: those whose sketches are far apart need not be compared
+NOTHING = "its gradient is zero everywhere, so nothing would be learnt"
 PROBED = 10.0  # nats to either side of 0, where the direction of training is judged
 
 
@@ -61,7 +62,7 @@ def screen(tree: Expression, beta: float) -> Screened:
     step = BETAS[1] / BETAS[0]
     found = fingerprints(program, (*(beta * step ** (i / FINE) for i in range(FINE)), *BETAS))
     if not found[0].any():
-        return Screened("its gradient is zero everywhere, so nothing would be learnt", found)
+        return Screened(NOTHING, found)
     if refusal := _backwards(found[0]):
         return Screened(refusal, found)
     return Screened("", found, _nearest_of_catalogue(found[0]))

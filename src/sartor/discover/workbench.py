@@ -14,27 +14,23 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from sartor import plugins
 from sartor.config import DiscoverConfig, from_yaml
 from sartor.console import progress
 from sartor.discover.language.parse import parse
-from sartor.discover.material import Material, Recipe
-from sartor.discover.parts import read_part
+from sartor.discover.material import Material, Recipe, Truth
+from sartor.discover.parts import read_part, scorer_of
 from sartor.discover.rungs.adapter import Adapters
 from sartor.discover.rungs.linear import Linearised, linearise, run_linear
 from sartor.discover.rungs.outcome import Outcome, Setting
 from sartor.discover.rungs.tabular import run_tabular
-from sartor.evaluate.answers import answers_of
-from sartor.evaluate.diversity import distinct_n
-from sartor.evaluate.on_policy import look_at
 from sartor.model.forward import check
 from sartor.model.load import LanguageModel, fingerprint, load
 from sartor.rollout.local import Sampling, sample
-from sartor.tasks.task import task_named
 from sartor.train.loop import default_learning_rate, steps_of
 from sartor.train.run import RunFolder
 
 BETAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # every candidate chooses for itself from these ...
+ANSWERS = 2  # to each held-out prompt, by which a candidate is judged on the way
 TIMED = 16  # answers that the time of sampling is foretold from
 RATES = (2.5, 6.0)  # ... and from these multiples of the default learning rate of an adapter
 
@@ -59,7 +55,6 @@ class Workbench:
     def __init__(self, folder: Path) -> None:
         self.run = RunFolder(folder)
         self.config = DiscoverConfig(**{**from_yaml(folder / "config.yaml", DiscoverConfig), "output": folder})
-        self._retrying = False
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -75,12 +70,15 @@ class Workbench:
     @cached_property
     def search(self) -> Material:
         """What candidates train on and are judged by."""
-        return self._material("search", "search-held-out")
+        return self._material("search", "search-held-out", ANSWERS)
 
     @cached_property
     def retrial(self) -> Material:
-        """The same for winners."""
-        return self._material("retrial", "retrial-held-out")
+        """The same for winners, at the price of the search, with more answers."""
+        found = self._material("retrial", "retrial-held-out", self.config.answers)
+        if found.truth is None or self.search.truth is None:
+            return found
+        return replace(found, truth=replace(found.truth, price=self.search.truth.price))
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -107,7 +105,8 @@ class Workbench:
         settings = job.settings
         if job.rung == "adapter":
             return [self.adapters.run(t, s, job.seed) for t, s in zip(trees, settings, strict=True)]
-        return [self._retry(t, s, job.seed) for t, s in zip(trees, settings, strict=True)]
+        retrial = replace(self.adapters, material=self.retrial)
+        return [retrial.run(t, s, job.seed) for t, s in zip(trees, settings, strict=True)]
 
     @cached_property
     def features(self) -> tuple[Linearised, Linearised]:
@@ -130,7 +129,7 @@ class Workbench:
         share = float(kept["share"])
         return Linearised(kept["train"], share), Linearised(kept["held_out"], share)
 
-    def _material(self, train: str, held_out: str) -> Material:
+    def _material(self, train: str, held_out: str, answers: int) -> Material:
         config = self.config
         parts = [read_part(config, self.run, self.model, self.weights, name) for name in (train, held_out)]
         if self.model.shares_prompts is None:
@@ -144,12 +143,11 @@ class Workbench:
             max_grad_norm=1.0,
             token_budget=config.token_budget,
         )
-        return Material(self.model, parts[0], parts[1], recipe)
-
-    @property
-    def scorer(self) -> str | None:
-        """What judges sampled answers, where anything does."""
-        return self.config.score if self.config.task == "preferences" else task_named(self.config.task).score
+        scorer, scored = scorer_of(config), parts[1].scored
+        truth = None
+        if scorer is not None and scored is not None:
+            truth = Truth(scorer, scored.price, answers, config.max_new_tokens)
+        return Material(self.model, parts[0], parts[1], recipe, truth)
 
     def seconds_per_answer(self) -> float:
         """What sampling takes, timed on one answer to some prompts."""
@@ -157,40 +155,6 @@ class Workbench:
         began = time.perf_counter()
         sample(self.model, ids, 1, Sampling(self.config.max_new_tokens))
         return (time.perf_counter() - began) / len(ids)
-
-    def _retry(self, tree: Any, setting: Setting, seed: int) -> Outcome:
-        """Train a winner, or what it is compared with, where the search never was; the score is that of its answers."""
-        began = time.perf_counter()
-        adapters = replace(self.adapters, material=self.retrial)
-        adapters.train(tree, setting, seed)
-        found = adapters.judge(setting)
-        if self.scorer:
-            found = self._by_answers(found, seed)
-        return replace(found, seconds=time.perf_counter() - began)
-
-    def _by_answers(self, judged: Outcome, seed: int) -> Outcome:
-        """The mean true score of the policy's answers to each held-out prompt, in place of the bits."""
-        config, part = self.config, self.retrial.held_out
-        prompts = list(dict.fromkeys(part.data.prompts))
-        ids = [part.data.trees[part.data.prompts.index(prompt)].prompt for prompt in prompts]
-        drawn = sample(self.model, ids, config.answers, Sampling(config.max_new_tokens, seed=seed))
-        answers = answers_of(prompts, drawn, plugins.resolve("rewards", str(self.scorer)))
-        kl, _ = look_at(self.model, self.model, ids, drawn, config.token_budget)
-        assert answers.scores is not None
-        values = tuple(sum(row) / len(row) for row in answers.scores)
-        flat = [value for row in kl for value in row]
-        lengths = [length for row in answers.lengths for length in row]
-        return Outcome(
-            judged.setting,
-            values,
-            {
-                **judged.measures,
-                "bits": judged.fitness,
-                "kl": sum(flat) / len(flat),
-                "length": sum(lengths) / len(lengths),
-                "distinct_2": sum(map(distinct_n, answers.texts)) / len(prompts),
-            },
-        )
 
 
 def job_of(

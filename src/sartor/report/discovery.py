@@ -17,7 +17,7 @@ from sartor.objectives.specs import parse_objective
 from sartor.report.page import environment
 from sartor.report.plots import Route, formula, frontier, lines
 from sartor.report.tiles import Tile, strip
-from sartor.report.words import Figure, as_float, figure, number, read_estimate, verdict
+from sartor.report.words import NO_DIFFERENCE, Figure, as_float, figure, number, read_estimate, verdict
 
 Row = Mapping[str, Any]
 
@@ -58,8 +58,6 @@ def _context(found: Row, folder: Path) -> dict[str, Any]:
     names = {row["number"]: row["name"] for part in ("lineage", "known", "trained") for row in found[part]}
     finalists = {row["winner"] for row in found["comparisons"]} | ({winner["name"]} if winner else set())
     rows = sorted(found["trained"], key=lambda row: list(COLOURS).index(_kind(row, finalists)))
-    by_distance, by_seconds = _front(rows, _distance), _front(rows, _seconds)
-    front = {row["number"]: row for row in [*by_distance, *by_seconds]}
     return {
         "title": f"A search for a preference objective: {found['task']}, {found['model']}, budget {found['budget']}",
         "headline": found["headline"][0],
@@ -71,9 +69,17 @@ def _context(found: Row, folder: Path) -> dict[str, Any]:
         "winner": _winner(winner, folder, names) if winner else None,
         "rungs": [_correlation(row) for row in found["correlations"]],
         "points": Markup(_rungs(rows, finalists)),
-        "distance": Markup(_pareto(rows, finalists, by_distance, _distance, "distance, nats", wide=True)),
-        "seconds": Markup(_pareto(rows, finalists, by_seconds, _seconds, "seconds of training", wide=False)),
-        "front": [_on_front(row, by_distance, by_seconds) for row in sorted(front.values(), key=_distance)],
+        "distance": Markup(_pareto(rows, finalists, _distance, "distance, nats", wide=True)),
+        "seconds": Markup(_pareto(rows, finalists, _seconds, "seconds of training", wide=False)),
+        "front": [
+            {
+                "name": row["name"],
+                "bits": _figure(row["adapter"]),
+                "distance": number(_distance(row)),
+                "seconds": duration(_seconds(row)),
+            }
+            for row in _front(rows, _distance)
+        ],
         "floor": number(FLOOR),
         "below": sum(_bits(row["adapter"]).value == FLOOR for row in rows),
         "lineage": _lineage(found["lineage"], winner["number"] if winner else None),
@@ -132,7 +138,7 @@ def _lead(found: Row) -> Tile:
     rival = max(known, key=lambda row: _estimate(row["adapter"]).value, default=None)
     other = _estimate(rival["adapter"]) if rival else own
     placed = strip({"muted": other, "blue": own}, min(0.0, own.low, other.low), 1.0, 0.0)
-    gloss = "Bits per pair where it was searched for, so too good for chance; 0 is a coin, 1 certainty."
+    gloss = "Bits per pair where it was searched for: too high, as the best of many is lucky too. 0 is a coin."
     if rival:
         gloss += f" The best known loss, {rival['name']}, has {figure(other)} (grey)."
     word = "not to be believed" if found["faults"] else "a lead and no finding"
@@ -234,20 +240,24 @@ def _curves(winner: Row) -> list[tuple[str, Markup]]:
 
 def _correlation(row: Row) -> dict[str, Any]:
     rho = _estimate(row["rho"])
+    word = verdict(rho, 0.0, above="foretells it", below="foretells the opposite")
     return {
         "rungs": f"{RUNGS[row['from']]} → {RUNGS[row['to']].lower()}",
         "measure": {"fitness": "score", "margin": "margin"}.get(row["measure"], row["measure"]),
         "figure": figure(rho, "candidates"),
-        "verdict": verdict(rho, 0.0, above="foretells it", below="foretells the opposite"),
+        "verdict": "no relation shown" if word == NO_DIFFERENCE else word,
         "strip": strip({"blue": rho}, -1.0, 1.0, 0.0),
     }
+
+
+def _certain(value: float) -> Estimate:
+    return Estimate(value, value, value, 1)
 
 
 def _bits(raw: object) -> Estimate:
     """A score as it is drawn: no interval, and not below the floor."""
     value = _estimate(raw).value
-    value = value if math.isnan(value) else max(value, FLOOR)
-    return Estimate(value, value, value, 1)
+    return _certain(value if math.isnan(value) else max(value, FLOOR))
 
 
 def _distance(row: Row) -> float:
@@ -263,10 +273,10 @@ def _rungs(rows: Sequence[Row], finalists: set[str]) -> str:
     """Every candidate that was on both rungs, and where they would lie if both said the same."""
     points = [(row, _bits(row["linear"]), _bits(row["adapter"])) for row in rows]
     finite = [x.value for _, a, b in points for x in (a, b) if math.isfinite(a.value + b.value)]
-    ends = [(Estimate(x, x, x, 1),) * 2 for x in (min(finite), max(finite))] if finite else []
+    ends = [(_certain(x), _certain(x)) for x in (min(finite), max(finite))] if finite else []
     same = Route("rule", ends, "", "--")
     routes = [_point(row, across, bits, finalists) for row, across, bits in points]
-    return frontier([same, *routes], name="Score in real training against the linear rung", across="linear", wide=True)
+    return frontier([same, *routes], name="Score in real training against the linear rung", across="linear rung", wide=True)
 
 
 def _point(row: Row, across: Estimate, bits: Estimate, finalists: set[str]) -> Route:
@@ -285,31 +295,17 @@ def _front(rows: Sequence[Row], price: Callable[[Row], float]) -> list[Row]:
 
 
 def _pareto(
-    rows: Sequence[Row],
-    finalists: set[str],
-    front: Sequence[Row],
-    price: Callable[[Row], float],
-    across: str,
-    wide: bool,
+    rows: Sequence[Row], finalists: set[str], price: Callable[[Row], float], across: str, *, wide: bool
 ) -> str:
-    def at(row: Row) -> Estimate:
-        return Estimate(price(row), price(row), price(row), 1)
-
+    """Score against a price on a scale of powers, with the front as stairs."""
     able = [row for row in rows if not row["canary"] and price(row) > 0]
-    line = Route("blue", [(at(row), _bits(row["adapter"])) for row in front if price(row) > 0], "", "-")
-    routes = [_point(row, at(row), _bits(row["adapter"]), finalists) for row in able]
-    return frontier([line, *routes], name=f"Bits per pair against {across}", across=across, wide=wide, log=True)
-
-
-def _on_front(row: Row, by_distance: Sequence[Row], by_seconds: Sequence[Row]) -> dict[str, Any]:
-    both = {"distance": row in by_distance, "time": row in by_seconds}
-    return {
-        "name": row["name"],
-        "bits": _figure(row["adapter"]),
-        "distance": number(_distance(row)),
-        "seconds": duration(_seconds(row)),
-        "on": " and ".join(name for name, true in both.items() if true),
-    }
+    points = {row["number"]: (_certain(price(row)), _bits(row["adapter"])) for row in able}
+    front = [points[row["number"]] for row in _front(able, price)]
+    corners = [(right, bits) for (_, bits), (right, _) in zip(front, front[1:], strict=False)]
+    stairs = [point for pair in zip(front, [*corners, *front[-1:]], strict=True) for point in pair]
+    routes = [_point(row, *points[row["number"]], finalists) for row in able]
+    name = f"Bits per pair against {across}"
+    return frontier([Route("blue", stairs, "", "-"), *routes], name=name, across=across, wide=wide, log=True)
 
 
 def _lineage(rows: Sequence[Row], winner: int | None) -> dict[str, Any]:
@@ -377,13 +373,14 @@ def _node(row: Row, at: tuple[int, int], on: bool, names: Mapping[int, str]) -> 
 
 def _candidate(row: Row, names: Mapping[int, str]) -> dict[str, Any]:
     parents = ", ".join(names.get(n, f"#{n}") for n in row["parents"])
-    origin = {"named": "known", "canary": "canary"}.get(row["origin"], row["origin"])
+    begun = row["origin"] in ("named", "canary")  # these are nearest to themselves
+    origin = {"named": "known loss"}.get(row["origin"], row["origin"])
     return {
         "name": row["name"],
         "number": row["number"],
         "formula": row["formula"],
         "scores": [(label, _figure(row[rung]) if row[rung] else None) for rung, label in RUNGS.items()],
-        "likeness": row["likeness"] or "nothing known",
+        "likeness": "" if begun else row["likeness"] or "nothing known",
         "origin": f"{origin} of {parents}" if parents else origin,
         "generation": row["generation"],
         "setting": row["setting"],

@@ -24,7 +24,7 @@ Points = Sequence[tuple[float, Estimate]]
 _PAINT = {"ink": "#010203", "muted": "#010204", "rule": "#010205", "blue": "#010206", "orange": "#010207"}
 _WIDE = (760, 400)  # across the page
 _WIDTH, _HEIGHT = 350, 205  # CSS pixels at the column width of the page, so that 11 units of type are 11 pixels
-_BESIDE = ((6, -9), (6, 3), (-6, 3), (-6, -9), (2, 8), (2, -16), (-2, 10), (-2, -18), (9, 12), (9, -21), (-9, -21))
+_BESIDE = ((6, -9), (6, 3), (-6, 3), (-6, -9), (2, 8), (2, -16), (-2, 10), (-2, -18), (9, 12), (9, -21), (-9, -21), (-9, 14))
 _PEN = dict(zip((1, 2, 3, 4, 79), "MLQCZ", strict=True))  # matplotlib's codes of a path, and SVG's
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -119,21 +119,22 @@ def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     """Texts beside their points, each where it covers fewest points and texts so far."""
     points = 72 / axes.get_figure().dpi  # of a pixel
     places = [axes.transData.transform((x, y)) * points for _, x, y, _ in ends]
-    taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in places]
+    taken = [(x - 2, y - 2, x + 2, y + 2, 1) for x, y in places]
     edge = axes.get_window_extent().x1 * points
     for (text, x, y, paint), place in zip(ends, places, strict=True):
         if not text:
             continue
         boxes = []
         for right, up in _BESIDE:
-            left = place[0] + right - (5.4 * len(text) if right < 0 else 0)
-            boxes.append((left, place[1] + up, left + 5.4 * len(text), place[1] + up + 8))
+            left = place[0] + right - (6 * len(text) if right < 0 else 0)
+            boxes.append((left, place[1] + up, left + 6 * len(text), place[1] + up + 8))
         covered = [
-            sum(a < right and b > left and c < top and d > low for left, low, right, top in taken) + 9 * (b > edge + 8)
+            sum(weight for left, low, right, top, weight in taken if a < right and b > left and c < top and d > low)
+            + 9 * (b > edge + 8)
             for a, c, b, d in boxes
         ]
         best = covered.index(min(covered))
-        taken.append(boxes[best])
+        taken.append((*boxes[best], 3))
         axes.annotate(
             text,
             (x, y),

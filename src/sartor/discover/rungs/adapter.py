@@ -9,14 +9,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sartor import plugins
 from sartor.data.trees import split_by_budget
 from sartor.discover.language.expression import Expression
 from sartor.discover.language.program import as_term
-from sartor.discover.material import Material, Part
-from sartor.discover.rungs.outcome import Outcome, Setting, outcomes
+from sartor.discover.material import Material, Part, Truth
+from sartor.discover.rungs.outcome import Outcome, Setting, judged
+from sartor.discover.screens import NOTHING, screen
+from sartor.evaluate.answers import answers_of
+from sartor.evaluate.diversity import distinct_n
+from sartor.evaluate.on_policy import look_at
 from sartor.model.load import LanguageModel
 from sartor.model.reference import score_trees
 from sartor.objectives.objective import Objective
+from sartor.rollout.local import Sampling, sample
 from sartor.train.gradient import batch_gradient
 from sartor.train.loop import MasterWeights, train_steps
 
@@ -55,6 +61,8 @@ class Adapters:
         """Train a fresh adapter by a candidate; it stays on the network."""
         material, recipe = self.material, self.material.recipe
         self.reset(seed)
+        if screen(tree, setting.beta).refusal == NOTHING:
+            return  # AdamW does not move by a gradient of zero, and so need not be asked
         objective = Objective((as_term(tree, beta=setting.beta),))
         model, data = material.model, material.train.data
         weights = MasterWeights(self._trained, weight_decay=0.0)
@@ -70,17 +78,42 @@ class Adapters:
         weights.release()
 
     def run(self, tree: Expression, setting: Setting, seed: int = 0) -> Outcome:
-        """Train a candidate and judge it on the held-out branches."""
+        """Train a candidate and judge it on the held-out prompts."""
         began = time.perf_counter()
         self.train(tree, setting, seed)
-        found = self.judge(setting)
+        found = self.judge(setting, seed)
         return replace(found, seconds=time.perf_counter() - began)
 
-    def judge(self, setting: Setting) -> Outcome:
-        """Judge the adapter that is on the network."""
+    def judge(self, setting: Setting, seed: int = 0) -> Outcome:
+        """Judge the adapter that is on the network: by answers that it draws where their truth is known, else by bits.
+
+        All candidates draw with the same random numbers.
+        """
         part = self.material.held_out
         moved = branch_logps(self.material.model, part, self.material.recipe.token_budget) - part.reference
-        return outcomes(moved[None, None], part.pairs(), [setting])[0]
+        found = judged(moved[None, None], part.pairs(), [setting])[0]
+        return found if self.material.truth is None else self._by_answers(found, self.material.truth, seed)
+
+    def _by_answers(self, found: Outcome, truth: Truth, seed: int) -> Outcome:
+        """The mean true score of the policy's answers to each held-out prompt, less the price of their KL."""
+        model, data = self.material.model, self.material.held_out.data
+        prompts = list(dict.fromkeys(data.prompts))
+        ids = [data.trees[data.prompts.index(prompt)].prompt for prompt in prompts]
+        drawn = sample(model, ids, truth.answers, Sampling(truth.max_new_tokens, seed=seed))
+        answers = answers_of(prompts, drawn, plugins.resolve("rewards", truth.scorer))
+        kl, _ = look_at(model, model, ids, drawn, self.material.recipe.token_budget)
+        assert answers.scores is not None
+        rewards, nats = ([sum(row) / len(row) for row in table] for table in (answers.scores, kl))
+        values = tuple(reward - truth.price * spent for reward, spent in zip(rewards, nats, strict=True))
+        lengths = [length for row in answers.lengths for length in row]
+        seen = {
+            "bits": found.fitness,
+            "reward": sum(rewards) / len(rewards),
+            "kl": sum(nats) / len(nats),
+            "length": sum(lengths) / len(lengths),
+            "distinct_2": sum(map(distinct_n, answers.texts)) / len(prompts),
+        }
+        return Outcome(found.setting, values, {**found.measures, **seen})
 
 
 def branch_logps(model: LanguageModel, part: Part, token_budget: int) -> Float[Tensor, " branches"]:

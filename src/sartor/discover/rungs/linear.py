@@ -25,7 +25,7 @@ from sartor.data.trees import TokenTree, TreeBatch, pack, split_by_budget
 from sartor.discover.language.expression import Expression
 from sartor.discover.material import Material
 from sartor.discover.rungs.many import train_many
-from sartor.discover.rungs.outcome import Outcome, Setting, outcomes
+from sartor.discover.rungs.outcome import Outcome, Setting, judged
 from sartor.model.forward import check, token_logps
 from sartor.model.load import LanguageModel
 from sartor.model.logprobs import sum_by_branch
@@ -123,9 +123,9 @@ def run_linear(
         began = time.perf_counter()
         theta = train_many(world, some, settings, batches, recipe.rates(1.0), recipe.max_grad_norm)
         moved = held_out.logratios(theta.flatten(0, 1), torch.arange(part.first[-1])).view(*theta.shape[:2], -1)
-        judged = outcomes(moved, part.pairs(), settings)
+        rated = judged(moved, part.pairs(), settings, part.scored)
         seconds = (time.perf_counter() - began) / len(some)
-        found += [replace(one, seconds=seconds) for one in judged]
+        found += [replace(one, seconds=seconds) for one in rated]
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sartor.evaluate.statistics import Estimate, mean
 
+PRICE = 0.1  # of a nat of KL, in standard deviations of the score: what the RLHF objective calls β
 NEWTON = 30  # steps to the best temperature: each at least halves what is left
 FOLDS = 2
 
@@ -75,52 +76,91 @@ class Pairs:
         return 1.0 / (counts[self.prompt] * (counts > 0).sum())
 
 
-def outcomes(
-    logratios: Float[Tensor, "candidates settings branches"], pairs: Pairs, settings: Sequence[Setting]
+@dataclass(frozen=True)
+class Scored:
+    """Branches that the reference drew, with their true scores and the prompt of each, numbered from 0."""
+
+    score: Float[Tensor, " branches"]
+    prompt: Int[Tensor, " branches"]
+
+    @property
+    def price(self) -> float:
+        """What a nat of KL costs, in units of the score: a tenth of its spread among the reference's own answers."""
+        return PRICE * float(self.score.std())
+
+
+def judged(
+    logratios: Float[Tensor, "candidates settings branches"],
+    pairs: Pairs,
+    settings: Sequence[Setting],
+    scored: Scored | None = None,
 ) -> list[Outcome]:
     """Judge candidates by the log-ratios that training gave to held-out branches.
 
-    The score is in bits per pair: 1 + mean log₂ σ(t·ρ), where ρ is the margin of a held-out pair. 0 is a coin, 1
-    certainty. The temperature t ≥ 0 is fitted, and with several settings the best one is chosen, on one half of the
-    prompts, and the score is that on the other half, both ways: so neither the scale of a loss nor luck among settings
-    counts. The setting of the outcome is the best on all prompts.
+    With true scores by :func:`worth`, else by :func:`bits`. See :func:`choose` for how each chooses its setting.
     """
-    margins = logratios[..., pairs.better] - logratios[..., pairs.worse]
-    finite = torch.isfinite(margins).all(-1, keepdim=True)
-    margins = torch.where(finite, margins, 0.0).double()
-    prompts = int(pairs.prompt.max()) + 1
-    values = torch.empty(len(margins), prompts, dtype=torch.float64)
-    for fold in range(FOLDS):
-        here = pairs.prompt % FOLDS == fold
-        chosen, known = margins[..., here], _best(margins[..., ~here], pairs.weight[~here])
-        bits = _bits(chosen, known.temperature)
-        best = bits.gather(1, known.setting[:, None, None].expand(-1, 1, bits.shape[-1]))[:, 0]
-        values = _by_prompt(values, best, pairs.prompt[here])
-    whole = _best(margins, pairs.weight)
+    finite = torch.isfinite(logratios).all(-1, keepdim=True)
+    known = torch.where(finite, logratios, 0.0).double()
+    values = bits(known, pairs) if scored is None else worth(known, scored)
+    values = torch.where(finite, values, -math.inf)
     found = []
-    for i, at in enumerate(whole.setting.tolist()):
-        broken = not bool(finite[i].all())
-        scores = [-math.inf] * prompts if broken else values[i].tolist()
-        found.append(Outcome(settings[at], tuple(scores), _measures(margins[i, at], logratios[i, at], pairs)))
+    for own, (scores, at) in zip(known, map(choose, values), strict=True):
+        found.append(Outcome(settings[at], tuple(scores.tolist()), measures(own[at], pairs)))
     return found
 
 
-@dataclass(frozen=True)
-class _Best:
-    """The best setting of each candidate, and the best temperature of each setting."""
+def choose(values: Float[Tensor, "settings prompts"]) -> tuple[Float[Tensor, " prompts"], int]:
+    """Scores by prompt of a candidate that chose its setting, and the setting that is best on all prompts.
 
-    setting: Int[Tensor, " candidates"]
-    temperature: Float[Tensor, "candidates settings"]
+    The setting is chosen on one half of the prompts and the scores are those on the other half, both ways, so that luck
+    among settings does not count.
+    """
+    fold = torch.arange(values.shape[1]) % FOLDS
+    scores = torch.empty_like(values[0])
+    for here in (fold == i for i in range(FOLDS)):
+        elsewhere = values[:, ~here] if (~here).any() else values
+        scores[here] = values[int(elsewhere.mean(-1).argmax())][here]
+    return scores, int(values.mean(-1).argmax())
 
 
-def _best(margins: Tensor, weight: Tensor) -> _Best:
-    weight = (weight / weight.sum()).double()
-    t = _temperature(margins, weight)
-    return _Best((_bits(margins, t) * weight).sum(-1).argmax(-1), t)
+def bits(logratios: Float[Tensor, "*runs branches"], pairs: Pairs) -> Float[Tensor, "*runs prompts"]:
+    """How much the implicit reward says about preferences, in bits per pair: 1 + mean log₂ σ(t·ρ) of each prompt.
+
+    ρ is the margin of a held-out pair; the temperature t ≥ 0 is the best one for all prompts together, so that the
+    scale of a loss does not count. 0 is a coin, 1 certainty.
+    """
+    margins = logratios[..., pairs.better] - logratios[..., pairs.worse]
+    t = _temperature(margins, pairs.weight.double())
+    found = 1 + torch.nn.functional.logsigmoid(t[..., None] * margins) / math.log(2)
+    return _by_prompt(found, pairs.prompt)
 
 
-def _bits(margins: Tensor, temperature: Tensor) -> Tensor:
-    return 1 + torch.nn.functional.logsigmoid(temperature[..., None] * margins) / math.log(2)
+def worth(logratios: Float[Tensor, "*runs branches"], scored: Scored) -> Float[Tensor, "*runs prompts"]:
+    """What a policy gains in true score less what its KL costs, to second order in its log-ratios, by prompt.
+
+    Of answers that the reference drew, E_π[s] - E_ref[s] = Cov(s, e^d) ≈ Cov(s, d), with d the log-ratio, and
+    KL(π ‖ π_ref) ≈ Var(d) / 2.
+    """
+    counts = torch.bincount(scored.prompt).double()
+    centred_score = scored.score.double() - (_sums(scored.score.double(), scored.prompt) / counts)[scored.prompt]
+    centred = logratios - (_sums(logratios, scored.prompt) / counts)[..., scored.prompt]
+    # n - 1 degrees of freedom: the mean of few answers is their own.
+    gain = _sums(centred * centred_score, scored.prompt) / (counts - 1).clamp(min=1)
+    kl = _sums(centred.square(), scored.prompt) / (counts - 1).clamp(min=1) / 2
+    return gain - scored.price * kl
+
+
+def measures(logratios: Float[Tensor, " branches"], pairs: Pairs) -> dict[str, float]:
+    """Accuracy, margin, and how far chosen and rejected were moved, in nats; each prompt counts the same."""
+    weight = pairs.weight.double()
+    margins = logratios[pairs.better] - logratios[pairs.worse]
+    right = (margins > 0).double() + 0.5 * (margins == 0)
+    return {
+        "accuracy": float((right * weight).sum()),
+        "margin": float((margins * weight).sum()),
+        "chosen": float((logratios[pairs.better] * weight).sum()),
+        "rejected": float((logratios[pairs.worse] * weight).sum()),
+    }
 
 
 def _temperature(margins: Tensor, weight: Tensor) -> Tensor:
@@ -139,20 +179,11 @@ def _temperature(margins: Tensor, weight: Tensor) -> Tensor:
     return t / scale
 
 
-def _by_prompt(values: Tensor, bits: Tensor, prompt: Tensor) -> Tensor:
-    """Mean bits of each prompt's pairs, put in their places."""
-    sums = torch.zeros_like(values).index_add_(1, prompt, bits)
-    counts = torch.bincount(prompt, minlength=values.shape[1])
-    return torch.where(counts > 0, sums / counts.clamp(min=1), values)
+def _by_prompt(values: Tensor, prompt: Tensor) -> Tensor:
+    """Means over each prompt's entries."""
+    return _sums(values, prompt) / torch.bincount(prompt)
 
 
-def _measures(margins: Tensor, logratios: Tensor, pairs: Pairs) -> dict[str, float]:
-    """Accuracy, margin, and how far chosen and rejected were moved, in nats; each prompt counts the same."""
-    weight = pairs.weight.double()
-    right = (margins > 0).double() + 0.5 * (margins == 0)
-    return {
-        "accuracy": float((right * weight).sum()),
-        "margin": float((margins * weight).sum()),
-        "chosen": float((logratios[pairs.better].double() * weight).sum()),
-        "rejected": float((logratios[pairs.worse].double() * weight).sum()),
-    }
+def _sums(values: Tensor, prompt: Tensor) -> Tensor:
+    sums = values.new_zeros(*values.shape[:-1], int(prompt.max()) + 1)
+    return sums.index_add_(-1, prompt, values)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sartor.discover.language.expression import Expression
 from sartor.discover.rungs.many import Batch, train_many
-from sartor.discover.rungs.outcome import Outcome, Pairs, Setting
+from sartor.discover.rungs.outcome import Outcome, Pairs, Setting, choose
 from sartor.train.loop import Schedule
 
 PROMPTS, ANSWERS, COMPARISONS = 24, 6, 24
@@ -111,11 +111,4 @@ def run_tabular(trees: Sequence[Expression], seed: int) -> list[Outcome]:
     schedule = Schedule(1.0, STEPS, STEPS // 10, "cosine")
     trained = train_many(world, trees, settings, world.batches(STEPS, BATCH), schedule, MAX_GRAD_NORM)
     values = world.value(trained).nan_to_num(-1.0)  # [candidates, settings, prompts]
-    fold = torch.arange(PROMPTS) % 2
-    found = []
-    for own in values:
-        scores = torch.empty(PROMPTS)
-        for here in (fold == 0, fold == 1):
-            scores[here] = own[own[:, ~here].mean(-1).argmax()][here]
-        found.append(Outcome(settings[int(own.mean(-1).argmax())], tuple(scores.tolist())))
-    return found
+    return [Outcome(settings[at], tuple(scores.tolist())) for scores, at in map(choose, values)]
