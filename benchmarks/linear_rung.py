@@ -45,9 +45,9 @@ def main() -> None:
     write_parts(config, run)
     bench = Workbench(config.output)
     began = time.perf_counter()
-    train, held_out = bench.features
-    seconds_of_features = run.read_json("features.json") or time.perf_counter() - began
-    run.write_json("features.json", seconds_of_features)
+    kernel = bench.kernel
+    seconds_of_kernel = run.read_json("kernel.json") or time.perf_counter() - began
+    run.write_json("kernel.json", seconds_of_kernel)
     done = run.read_json("fidelity.json") or {}
     rate = min(setting.learning_rate for setting in bench.settings)
     for name in [*OBJECTIVES, *MORE, *CANARIES]:
@@ -55,7 +55,7 @@ def main() -> None:
             continue
         tree = parse_objective(MORE[name]) if name in MORE else known(name)
         setting = Setting(BETA.get(name, 0.1), rate)
-        linear = run_linear(bench.search, train, held_out, [tree], [setting])[0]
+        linear = run_linear(bench.search, kernel, [tree], [setting])[0]
         real = bench.adapters.run(tree, setting)
         done[name] = {
             "setting": str(setting),
@@ -64,11 +64,11 @@ def main() -> None:
         }
         run.write_json("fidelity.json", done)
         print(name, json.dumps(done[name]), flush=True)
-    RESULT.write_text(json.dumps(summary(bench, done, seconds_of_features), indent=1, ensure_ascii=False) + "\n")
+    RESULT.write_text(json.dumps(summary(bench, done, seconds_of_kernel), indent=1, ensure_ascii=False) + "\n")
     print(RESULT)
 
 
-def summary(bench: Workbench, done: dict, seconds_of_features: float) -> dict:
+def summary(bench: Workbench, done: dict, seconds_of_kernel: float) -> dict:
     objectives = [name for name in done if name not in CANARIES]
     found = {
         measure: rank_correlation(
@@ -86,7 +86,7 @@ def summary(bench: Workbench, done: dict, seconds_of_features: float) -> dict:
         "steps": material.recipe.steps,
         "trees": {"train": len(material.train.data.trees), "held out": len(material.held_out.data.trees)},
         "branches": {"train": material.train.first[-1], "held out": material.held_out.first[-1]},
-        "seconds of features": seconds_of_features,
+        "seconds of kernel": seconds_of_kernel,
         "spearman": {measure: estimate.record() for measure, estimate in found.items()},
         "objectives": done,
     }

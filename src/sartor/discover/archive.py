@@ -33,7 +33,7 @@ CREATE TABLE results (
     beta REAL NOT NULL, learning_rate REAL NOT NULL, vals TEXT NOT NULL, measures TEXT NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (candidate, rung, seed)
 );
-CREATE TABLE exchanges (number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, record TEXT NOT NULL);
+CREATE TABLE exchanges (number INTEGER PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE spent (number INTEGER PRIMARY KEY, what TEXT NOT NULL, seconds REAL NOT NULL);
 """
 
@@ -167,17 +167,17 @@ class Archive:
             for number, rung, seed, beta, rate, values, measures, seconds in rows
         ]
 
-    def keep_exchange(self, generation: int, record: Mapping[str, Any]) -> int:
+    def keep_exchange(self, record: Mapping[str, Any]) -> int:
         """Keep what was said to a language model and what it said; returns its number."""
         text = json.dumps(record, ensure_ascii=False)
-        return int(
-            self._db.execute("INSERT INTO exchanges (generation, record) VALUES (?, ?)", (generation, text)).lastrowid  # type: ignore[arg-type]
-        )
+        number = self._db.execute("INSERT INTO exchanges (record) VALUES (?)", (text,)).lastrowid
+        assert number is not None
+        return number
 
     def exchanges(self) -> list[dict[str, Any]]:
-        """All exchanges in their order, each with its number and generation."""
-        rows = self._db.execute("SELECT number, generation, record FROM exchanges ORDER BY number")
-        return [{"number": number, "generation": generation, **json.loads(text)} for number, generation, text in rows]
+        """All exchanges in their order, each with its number."""
+        rows = self._db.execute("SELECT number, record FROM exchanges ORDER BY number")
+        return [{"number": number, **json.loads(text)} for number, text in rows]
 
     def spend(self, what: str, seconds: float) -> None:
         """Count device-seconds."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
     bench = Workbench(config.output)
     _charged(archive, "answers", lambda: write_parts(config, run))
     began = time.perf_counter()
-    _charged(archive, "reference and features", lambda: bench.features)
+    _charged(archive, "reference and kernel", lambda: bench.kernel)
     parts = [bench.search.train, bench.search.held_out]
     say(f"shared  {in_words(dict(zip(PARTS, parts, strict=False)), time.perf_counter() - began)}")
     state = State(archive, BETA)
@@ -140,7 +141,30 @@ def _proposers(config: DiscoverConfig, archive: Archive) -> list[Proposer]:
 
 
 def _language_model(config: DiscoverConfig, archive: Archive) -> Proposer:
-    raise NotImplementedError
+    """The proposer that asks an endpoint, which is tried before anything slow begins."""
+    from sartor.discover.propose.endpoint import Endpoint, Exchange  # the client takes a while to import
+    from sartor.discover.propose.model import ModelProposer
+
+    assert config.endpoint is not None
+    assert config.endpoint_model is not None
+    endpoint = Endpoint(
+        base_url=config.endpoint,
+        model=config.endpoint_model,
+        key_variable=config.endpoint_key,
+        max_tokens=config.max_tokens,
+        max_cost=config.max_cost,
+        price_in=config.price_in,
+        price_out=config.price_out,
+    )
+    endpoint.check()
+
+    def keep(exchange: Exchange) -> int:
+        with archive.writing():
+            return archive.keep_exchange(asdict(exchange))
+
+    before = archive.exchanges()
+    tokens = sum(exchange["tokens_in"] + exchange["tokens_out"] for exchange in before)
+    return ModelProposer(endpoint, keep, tokens, sum(exchange["cost"] for exchange in before))
 
 
 def _runner(config: DiscoverConfig, bench: Workbench) -> Runner:

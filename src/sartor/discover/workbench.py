@@ -1,7 +1,7 @@
 """Where candidates are tried: the model, the data and the features of one search, made once and shared by all.
 
 A workbench is opened from a run folder alone, so a worker elsewhere opens the same one. What is dear is kept in the
-folder: answers, reference log-probs, features.
+folder: answers, reference log-probs, the linearised model.
 """
 
 import time
@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from sartor.config import DiscoverConfig, from_yaml
@@ -20,7 +18,7 @@ from sartor.discover.language.parse import parse
 from sartor.discover.material import Material, Recipe, Truth
 from sartor.discover.parts import read_part, scorer_of
 from sartor.discover.rungs.adapter import Adapters
-from sartor.discover.rungs.linear import Linearised, linearise, run_linear
+from sartor.discover.rungs.linear import Kernel, kernel_of, run_linear
 from sartor.discover.rungs.outcome import Outcome, Setting
 from sartor.discover.rungs.tabular import run_tabular
 from sartor.model.forward import check
@@ -100,8 +98,7 @@ class Workbench:
             share = (time.perf_counter() - began) / len(trees)
             return [replace(one, seconds=share) for one in found]
         if job.rung == "linear":
-            train, held_out = self.features
-            return run_linear(self.search, train, held_out, trees, self.settings)
+            return run_linear(self.search, self.kernel, trees, self.settings)
         settings = job.settings
         if job.rung == "adapter":
             return [self.adapters.run(t, s, job.seed) for t, s in zip(trees, settings, strict=True)]
@@ -109,25 +106,18 @@ class Workbench:
         return [retrial.run(t, s, job.seed) for t, s in zip(trees, settings, strict=True)]
 
     @cached_property
-    def features(self) -> tuple[Linearised, Linearised]:
+    def kernel(self) -> Kernel:
         """The linearised model on the search's two parts: from the folder, or computed and kept there."""
-        path = self.run.path / "features.safetensors"
+        path = self.run.path / "kernel.safetensors"
         if not path.is_file():
-            self.adapters.reset(self.config.seed)
-            found: dict[str, Any] = {}
-            parts = {"train": self.search.train, "held_out": self.search.held_out}
-            with progress("features", sum(part.first[-1] for part in parts.values())) as advance:
-                for name, part in parts.items():
-                    world = linearise(
-                        self.model, part.data.trees, self.config.token_budget, seed=self.config.seed, progress=advance
-                    )
-                    found |= {name: world.features, "share": torch.tensor(world.share, dtype=torch.float64)}
+            self.adapters.reset(0)
+            train, held_out = self.search.train, self.search.held_out
+            with progress("linearising", train.first[-1] + held_out.first[-1]) as advance:
+                found = kernel_of(self.model, train.data.trees, held_out.data.trees, self.config.token_budget, advance)
             scratch = path.with_suffix(".partial")
-            save_file(found, scratch)
+            save_file({name: value.contiguous() for name, value in vars(found).items()}, scratch)
             scratch.rename(path)
-        kept = load_file(path)
-        share = float(kept["share"])
-        return Linearised(kept["train"], share), Linearised(kept["held_out"], share)
+        return Kernel(**load_file(path))
 
     def _material(self, train: str, held_out: str, answers: int) -> Material:
         config = self.config

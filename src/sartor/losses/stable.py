@@ -51,5 +51,6 @@ def log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^x) up to x = -1e-6, its tangent above: at probability one, odds are infinite and this is not."""
     above = x.clamp(min=-SMALLEST) + SMALLEST  # and not x - low: its two gradients of 1e6 would not cancel in fp32
     low = x.clamp(max=-SMALLEST)
+    far = low.clamp(max=-math.log(2))  # nearer to 0, where its form is not taken, it is infinite in bf16
     # Of the two forms each keeps the digits that the other loses (Mächler 2012).
-    return torch.where(low > -math.log(2), torch.log(-torch.expm1(low)), torch.log1p(-low.exp())) - above / SMALLEST
+    return torch.where(low > -math.log(2), torch.log(-torch.expm1(low)), torch.log1p(-far.exp())) - above / SMALLEST

@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ Row = Mapping[str, Any]
 
 RUNGS = {"tabular": "Tabular", "linear": "Linear", "adapter": "Real training"}
 STAGES = {"linear": "linear rung", "tabular": "tabular rung", "adapter": "real training (adapters)"}
+DOUBTED = "not to be believed"
 # What a point is, in the order in which they are drawn.
 COLOURS = {"found": "muted", "canary": "orange", "known": "ink", "finalist": "blue"}
 MEASURES = {
@@ -80,14 +82,14 @@ def _context(found: Row, folder: Path) -> dict[str, Any]:
             }
             for row in _front(rows, _distance)
         ],
-        "floor": number(FLOOR),
+        "floor": number(FLOOR, 2),
         "below": sum(_bits(row["adapter"]).value == FLOOR for row in rows),
         "lineage": _lineage(found["lineage"], winner["number"] if winner else None),
         "leaders": [_candidate(row, names) for row in found["leaders"]],
         "known": [_candidate(row, names) for row in found["known"]],
         "proposers": [_proposer(row) for row in found["proposers"]],
         "refusals": found["refusals"],
-        "counts": found["counts"],
+        "counts": {name: number(count) for name, count in found["counts"].items()},
         "stages": _stages(found["spent"]),
         "total": duration(sum(found["spent"].values())),
         "plan": found["plan"],
@@ -123,8 +125,8 @@ def _verdicts(found: Row) -> list[Tile]:
     reach = 1.15 * max((abs(x) for gap in gaps for x in (gap.low, gap.high) if math.isfinite(x)), default=1.0)
     tiles = []
     for row, gap in zip(own, gaps, strict=True):
-        word = "not to be believed" if found["faults"] else verdict(gap, 0.0)
-        tone = {"better": "good", "worse": "bad", "not to be believed": "bad"}.get(word, "")
+        word = DOUBTED if found["faults"] else verdict(gap, 0.0)
+        tone = {"better": "good", "worse": "bad", DOUBTED: "bad"}.get(word, "")
         gloss = f"On the retrial, in {found['unit']}; 0 would be no difference."
         placed = strip({"blue": gap}, -reach, reach, 0.0)
         tiles.append(Tile(f"{row['winner']} less {row['other']}", [figure(gap, "prompts")], word, tone, gloss, placed))
@@ -141,7 +143,7 @@ def _lead(found: Row) -> Tile:
     gloss = "Bits per pair where it was searched for: too high, as the best of many is lucky too. 0 is a coin."
     if rival:
         gloss += f" The best known loss, {rival['name']}, has {figure(other)} (grey)."
-    word = "not to be believed" if found["faults"] else "a lead and no finding"
+    word = DOUBTED if found["faults"] else "a lead and no finding"
     label = f"{found['winner']['name']} in the search"
     return Tile(label, [figure(own, "prompts")], word, "bad" if found["faults"] else "", gloss, placed)
 
@@ -187,7 +189,8 @@ def _retrial(found: Row) -> dict[str, Any] | None:
             for row in best
         ],
         "pairs": [
-            (row["winner"], row["other"], _figure(row["difference"]), row["verdict"]) for row in found["comparisons"]
+            (row["winner"], row["other"], _figure(row["difference"]), DOUBTED if found["faults"] else row["verdict"])
+            for row in found["comparisons"]
         ],
         "winners": len(winners),
         "frontier": Markup(frontier(routes, name="Score against KL on the retrial")) if "kl" in measured else "",
@@ -202,7 +205,6 @@ def _winner(winner: Row, folder: Path, names: Mapping[int, str]) -> dict[str, An
         **_candidate(winner, names),
         "thought": winner["thought"],
         "behaviour": winner["behaviour"],
-        "cosine": number(as_float(winner["cosine"]), 3),
         "maths": Markup(formula(winner["latex"])),
         "words": [words.replace("-", "−") for words in winner["words"]],
         "curves": _curves(winner),
@@ -220,7 +222,8 @@ def _curves(winner: Row) -> list[tuple[str, Markup]]:
     drawn: list[dict[str, np.ndarray]] = []
     for one in both:
         near = np.abs(one["margin"]) <= NEAR
-        scale = np.nanmax(np.abs([one["chosen"][near], one["rejected"][near]])) or 1.0
+        pulls = np.abs([one["chosen"][near], one["rejected"][near]])
+        scale = pulls.max(initial=0.0, where=np.isfinite(pulls)) or 1.0
         start = one["loss"][np.abs(one["margin"]).argmin()]
         seen = {"margin": one["margin"], "loss": (one["loss"] - start) / scale}
         seen |= {name: one[name] / scale for name in ("chosen", "rejected")}
@@ -230,10 +233,13 @@ def _curves(winner: Row) -> list[tuple[str, Markup]]:
     curves = []
     for name, title in titles.items():
         close = np.concatenate([one[name][np.abs(one["margin"]) <= NEAR] for one in drawn])
-        low, high = min(0.0, np.nanmin(close)), max(0.0, np.nanmax(close))
+        sound = np.isfinite(close)
+        low, high = close.min(initial=0.0, where=sound), close.max(initial=0.0, where=sound)
         room = 0.08 * (high - low) or 1.0
-        series = {c: (one["margin"], one[name]) for c, one in zip(("blue", "muted"), drawn, strict=True)}
-        svg = lines(series, name=title, across="margin, nats", within=(low - room, high + room))
+        series = {
+            c: (one["margin"].tolist(), one[name].tolist()) for c, one in zip(("blue", "muted"), drawn, strict=True)
+        }
+        svg = lines(series, name=title, across="margin, nats", within=(float(low - room), float(high + room)))
         curves.append((title, Markup(svg)))
     return curves
 
@@ -243,7 +249,7 @@ def _correlation(row: Row) -> dict[str, Any]:
     word = verdict(rho, 0.0, above="foretells it", below="foretells the opposite")
     return {
         "rungs": f"{RUNGS[row['from']]} → {RUNGS[row['to']].lower()}",
-        "measure": {"fitness": "score", "margin": "margin"}.get(row["measure"], row["measure"]),
+        "measure": {"fitness": "score"}.get(row["measure"], row["measure"]),
         "figure": figure(rho, "candidates"),
         "verdict": "no relation shown" if word == NO_DIFFERENCE else word,
         "strip": strip({"blue": rho}, -1.0, 1.0, 0.0),
@@ -271,22 +277,27 @@ def _seconds(row: Row) -> float:
 
 def _rungs(rows: Sequence[Row], finalists: set[str]) -> str:
     """Every candidate that was on both rungs, and where they would lie if both said the same."""
-    points = [(row, _bits(row["linear"]), _bits(row["adapter"])) for row in rows]
-    finite = [x.value for _, a, b in points for x in (a, b) if math.isfinite(a.value + b.value)]
+    points = {row["number"]: (_bits(row["linear"]), _bits(row["adapter"])) for row in rows}
+    finite = [x.value for a, b in points.values() for x in (a, b) if math.isfinite(a.value + b.value)]
     ends = [(_certain(x), _certain(x)) for x in (min(finite), max(finite))] if finite else []
     same = Route("rule", ends, "", "--")
-    routes = [_point(row, across, bits, finalists) for row, across, bits in points]
-    return frontier([same, *routes], name="Score in real training against the linear rung", across="linear rung", wide=True)
+    routes = _placed(rows, points, finalists)
+    return frontier(
+        [same, *routes], name="Score in real training against the linear rung", across="linear rung", wide=True
+    )
 
 
-def _point(row: Row, across: Estimate, bits: Estimate, finalists: set[str]) -> Route:
-    kind = _kind(row, finalists)
-    return Route(COLOURS[kind], [(across, bits)], "" if kind == "found" else row["name"], "o")
+def _placed(rows: Sequence[Row], points: Mapping[int, tuple[Estimate, Estimate]], finalists: set[str]) -> list[Route]:
+    """Points by number as routes: each that is named alone, and below them the others together."""
+    others = [points[row["number"]] for row in rows if _kind(row, finalists) == "found"]
+    named = [row for row in rows if _kind(row, finalists) != "found"]
+    alone = [Route(COLOURS[_kind(row, finalists)], [points[row["number"]]], row["name"], "o") for row in named]
+    return [Route(COLOURS["found"], others, "", "o"), *alone]
 
 
 def _front(rows: Sequence[Row], price: Callable[[Row], float]) -> list[Row]:
-    """The candidates than which none is both better and cheaper, cheapest first. Canaries stay out of it."""
-    able = [r for r in rows if not r["canary"] and math.isfinite(price(r) + _estimate(r["adapter"]).value)]
+    """Better than a coin, and nothing else both better and cheaper; cheapest first. Canaries stay out of it."""
+    able = [r for r in rows if not r["canary"] and math.isfinite(price(r)) and _estimate(r["adapter"]).value > 0]
     front: list[Row] = []
     for row in sorted(able, key=lambda r: (price(r), -_estimate(r["adapter"]).value)):
         if not front or _estimate(row["adapter"]).value > _estimate(front[-1]["adapter"]).value:
@@ -294,16 +305,14 @@ def _front(rows: Sequence[Row], price: Callable[[Row], float]) -> list[Row]:
     return front
 
 
-def _pareto(
-    rows: Sequence[Row], finalists: set[str], price: Callable[[Row], float], across: str, *, wide: bool
-) -> str:
+def _pareto(rows: Sequence[Row], finalists: set[str], price: Callable[[Row], float], across: str, *, wide: bool) -> str:
     """Score against a price on a scale of powers, with the front as stairs."""
     able = [row for row in rows if not row["canary"] and price(row) > 0]
     points = {row["number"]: (_certain(price(row)), _bits(row["adapter"])) for row in able}
     front = [points[row["number"]] for row in _front(able, price)]
-    corners = [(right, bits) for (_, bits), (right, _) in zip(front, front[1:], strict=False)]
+    corners = [(right, bits) for (_, bits), (right, _) in pairwise(front)]
     stairs = [point for pair in zip(front, [*corners, *front[-1:]], strict=True) for point in pair]
-    routes = [_point(row, *points[row["number"]], finalists) for row in able]
+    routes = _placed(able, points, finalists)
     name = f"Bits per pair against {across}"
     return frontier([Route("blue", stairs, "", "-"), *routes], name=name, across=across, wide=wide, log=True)
 

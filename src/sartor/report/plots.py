@@ -24,7 +24,20 @@ Points = Sequence[tuple[float, Estimate]]
 _PAINT = {"ink": "#010203", "muted": "#010204", "rule": "#010205", "blue": "#010206", "orange": "#010207"}
 _WIDE = (760, 400)  # across the page
 _WIDTH, _HEIGHT = 350, 205  # CSS pixels at the column width of the page, so that 11 units of type are 11 pixels
-_BESIDE = ((6, -9), (6, 3), (-6, 3), (-6, -9), (2, 8), (2, -16), (-2, 10), (-2, -18), (9, 12), (9, -21), (-9, -21), (-9, 14))
+_BESIDE = (
+    (6, -9),
+    (6, 3),
+    (-6, 3),
+    (-6, -9),
+    (2, 8),
+    (2, -16),
+    (-2, 10),
+    (-2, -18),
+    (9, 12),
+    (9, -21),
+    (-9, -21),
+    (-9, 14),
+)
 _PEN = dict(zip((1, 2, 3, 4, 79), "MLQCZ", strict=True))  # matplotlib's codes of a path, and SVG's
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -97,12 +110,12 @@ def frontier(
             x, y = [kl.value for kl, _ in finite], [reward.value for _, reward in finite]
             axes.plot(x, y, route.mark, color=paint, linewidth=1.2, markersize=3.5)
             for kl, reward in finite:
-                if math.isfinite(reward.low + reward.high):
+                if math.isfinite(reward.low + reward.high) and reward.low < reward.high:
                     axes.vlines([kl.value], [reward.low], [reward.high], color=paint, linewidth=2, alpha=0.3)
-                if math.isfinite(kl.low + kl.high):
+                if math.isfinite(kl.low + kl.high) and kl.low < kl.high:
                     axes.hlines([reward.value], [kl.low], [kl.high], color=paint, linewidth=2, alpha=0.3)
-            if finite:
-                ends.append((route.label, x[-1], y[-1], paint))
+            labels = ["" for _ in finite[1:]] + [route.label]
+            ends += [(text, a, b, paint) for text, a, b in zip(labels, x, y, strict=False)]
         if wide:
             axes.margins(x=0.12)
         if log:
@@ -117,10 +130,11 @@ def frontier(
 
 def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     """Texts beside their points, each where it covers fewest points and texts so far."""
-    points = 72 / axes.get_figure().dpi  # of a pixel
+    axes.autoscale_view()  # else places are those of the limits before
+    points = 72 / axes.figure.dpi  # of a pixel
     places = [axes.transData.transform((x, y)) * points for _, x, y, _ in ends]
     taken = [(x - 2, y - 2, x + 2, y + 2, 1) for x, y in places]
-    edge = axes.get_window_extent().x1 * points
+    edge, ceiling = (points * end for end in axes.get_window_extent().max)
     for (text, x, y, paint), place in zip(ends, places, strict=True):
         if not text:
             continue
@@ -130,7 +144,7 @@ def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
             boxes.append((left, place[1] + up, left + 6 * len(text), place[1] + up + 8))
         covered = [
             sum(weight for left, low, right, top, weight in taken if a < right and b > left and c < top and d > low)
-            + 9 * (b > edge + 8)
+            + 9 * (b > edge + 8 or d > ceiling + 8)
             for a, c, b, d in boxes
         ]
         best = covered.index(min(covered))
@@ -150,7 +164,7 @@ def _label(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
 def lines(
     drawn: dict[str, tuple[Sequence[float], Sequence[float]]], *, name: str, across: str, within: tuple[float, float]
 ) -> str:
-    """Plain curves, the first one on top and the others dashed; ``within`` is what is seen of them, from low to high."""
+    """Plain curves, the first one on top and the others dashed; ``within`` is the range of values that is seen."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure, axes = _axes()
         axes.axhline(0, color=_PAINT["rule"], linewidth=1)
@@ -165,6 +179,8 @@ def lines(
 
 def formula(latex: str, size: int = 21) -> str:
     """Maths as one path in the colour of the text around it; nothing where matplotlib cannot read it."""
+    if "$" in latex:  # it would end the maths, and the rest be drawn as text
+        return ""
     try:
         path = TextPath((0, 0), f"${latex}$", size=size)
     except (ValueError, RecursionError):

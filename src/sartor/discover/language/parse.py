@@ -43,8 +43,9 @@ def parse(text: str) -> Expression:
         raise LanguageError(f"wanted at most {LONGEST:,} characters, got {len(text):,}")
     _check_depth(text)
     # A body is allowed on its own, return and all: it parses once it stands in a function.
+    text = textwrap.dedent(text).strip()
     loose = not re.search(r"^def ", text, re.MULTILINE)
-    body = textwrap.dedent(text).strip().splitlines()
+    body = text.splitlines()
     source = "\n".join(["def loss():", *(f" {line}" for line in body)] if loose else body)
     try:
         tree = _Reader(first_line=1 + loose).body(_statements(source, loose))
@@ -156,11 +157,11 @@ class _Reader:
     def _power(self, node: ast.expr, base: Expression, power: Expression) -> Expression:
         match (power.op, power.value):
             case ("constant", 2.0):
-                return apply("square", base)
+                return self._made(node, lambda: apply("square", base))
             case ("constant", 3.0):
-                return apply("mul", base, apply("square", base))
+                return self._made(node, lambda: apply("mul", base, apply("square", base)))
             case ("constant", 0.5):
-                return apply("sqrt", base)
+                return self._made(node, lambda: apply("sqrt", base))
         raise self._refused(node, "powers are 2, 3 and 0.5; exp(p * log(x)) says any other")
 
     def _refused(self, node: ast.AST, why: str) -> LanguageError:

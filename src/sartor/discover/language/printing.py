@@ -26,7 +26,9 @@ def to_python(tree: Expression) -> str:
 
 def to_torch(tree: Expression) -> str:
     """The tree as an expression of torch over ``pair``, a ``PairLogps``, and ``beta``, a number."""
-    return _written(tree, _Style(_torch, lambda name: TORCH_INPUTS.get(name, f"pair.{name}"), calls_take_tensors=True))
+    inputs = lambda name: TORCH_INPUTS.get(name, f"pair.{name}")  # noqa: E731
+    # Numbers with a point: of whole ones torch makes tensors of integers, which some of its functions do not take.
+    return _written(tree, _Style(_torch, inputs, number=repr, calls_take_tensors=True))
 
 
 def to_latex(tree: Expression) -> str:

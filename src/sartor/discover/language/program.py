@@ -163,9 +163,9 @@ def as_term(tree: Expression, name: str = "candidate", beta: float = BETA) -> Te
     loss = as_loss(tree, name)
     bound = lambda pair: loss(pair, beta=beta)  # noqa: E731
     read = set(tree.inputs)
-    for name in ("margin", "chosen_logratio", "rejected_logratio"):  # the margin is made of the two others
-        read |= set(DIFFERENCES[name]) if name in read else set()
-    depends_on = frozenset(name for name in read if name.startswith("reference") or name.endswith("length"))
+    for difference in ("margin", "chosen_logratio", "rejected_logratio"):  # the margin is made of the two others
+        read |= set(DIFFERENCES[difference]) if difference in read else set()
+    depends_on = frozenset(field for field in read if field.startswith("reference") or field.endswith("length"))
     traits = Traits("pairs", depends_on, Program(tree).mixes, False)
     return Term(name, bound, 1.0, traits, beta if has_beta else None)
 

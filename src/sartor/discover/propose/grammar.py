@@ -176,11 +176,10 @@ def _cross(population: Population, draw: np.random.Generator) -> Proposal | None
 
 def _tune(population: Population, draw: np.random.Generator) -> Proposal | None:
     """The constants of one of the best forms, each moved a little: LLaMEA-HPO's division of work, without a model."""
-    best = population.members[: max(1, len(population.members) // 20)]
-    with_constants = [member for member in best if constants_of(member.tree)]
+    with_constants = [member for member in population.members if constants_of(member.tree)]
     if not with_constants:
         return None
-    parent = with_constants[int(draw.integers(len(with_constants)))]
+    parent = with_constants[int(draw.integers(max(1, len(with_constants) // 20)))]
     tree = parent.tree
     for place in constants_of(tree):
         value = list(tree.walk())[place].value

@@ -2,12 +2,14 @@
 
 At the start of LoRA (B = 0) a branch's log-ratio to the reference is, to first order, φ·θ, where θ is every B and φ the
 gradient of the branch's log-prob by them. One backward pass gives all branches of a batch their φ, once for a model and
-a data set; after that any objective trains in about the time that its formula takes, with the real optimizer, batch
-order and schedule, and held-out log-ratios are linear in θ too. The kernel view of fine-tuning (arXiv 2210.05643) and
-LESS (arXiv 2402.04333) are its relatives. A is taken to stay where it is.
+a data set. The kernel view of fine-tuning (arXiv 2210.05643) and LESS (arXiv 2402.04333) are its relatives. A is taken
+to stay where it is.
 
-Only a part of the coordinates is kept: AdamW moves each by its own gradient alone, so a random part of them, made up
-for by a factor, follows the whole in expectation, which a random projection would not.
+Adam moves each coordinate by its own momentum over its own root mean square. The latter hardly depends on the objective
+up to a factor: it is taken to be that of φ over all branches, times one running number for each run. Then θ is always a
+sum of training branches' preconditioned φ, and all that a run needs of φ are three matrices of inner products, exact in
+all coordinates. Training any objective takes a step no longer than its formula does, with the real batches, schedule
+and clipping, and the log-ratios of held-out branches are one product.
 """
 
 import time
@@ -17,148 +19,172 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 
 from sartor.data.trees import TokenTree, TreeBatch, pack, split_by_budget
 from sartor.discover.language.expression import Expression
+from sartor.discover.language.program import Program
 from sartor.discover.material import Material
-from sartor.discover.rungs.many import train_many
+from sartor.discover.rungs.many import pulls
 from sartor.discover.rungs.outcome import Outcome, Setting, judged
 from sartor.model.forward import check, token_logps
 from sartor.model.load import LanguageModel
 from sartor.model.logprobs import sum_by_branch
 
-AT_ONCE = 16  # candidates in one product: more gain nothing and cost memory
-KEPT = 2**15  # coordinates kept by default: how many are enough is measured in docs/log.md
+AT_ONCE = 16  # candidates in one product: more gain nothing
+ROOM = 2 * 2**30  # bytes for φ while the inner products are made; of more coordinates than fit a part stands for all
+COLUMNS = 2**16  # coordinates of a product: bounds what is made fp32 at a time
+ADAM = 0.9, 0.999  # as in ``MasterWeights``
 
 
 @dataclass(frozen=True)
-class Linearised:
-    """A ``World`` (see ``many``) whose log-ratios are φ·θ. ``share`` of all coordinates is kept."""
+class Kernel:
+    """Inner products of φ, between all branches and those to train on, which come first.
 
-    features: Float[Tensor, "branches P"]
-    share: float
-
-    def parameters(self, runs: int) -> Float[Tensor, "runs P"]:
-        """Every B at 0."""
-        return self.features.new_zeros(runs, self.features.shape[1])
-
-    def logratios(
-        self, parameters: Float[Tensor, "runs P"], branches: Int[Tensor, " branches"]
-    ) -> Float[Tensor, "runs branches"]:
-        """θ·φᵀ, made up for the coordinates that are not kept."""
-        return (parameters @ self.features[branches].t()) / self.share
-
-    def gradient(
-        self,
-        parameters: Float[Tensor, "runs P"],
-        branches: Int[Tensor, " branches"],
-        weights: Float[Tensor, "runs branches"],
-    ) -> Float[Tensor, "runs P"]:
-        """weights·φ: that of the coordinates that are kept, as they are in the real model."""
-        return weights @ self.features[branches]
-
-
-def linearise(
-    model: LanguageModel,
-    trees: Sequence[TokenTree],
-    token_budget: int,
-    kept: int = KEPT,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda trees: None,
-) -> Linearised:
-    """Features of every branch, in the order of ``pack``.
-
-    Args:
-        model: with a fresh adapter, B = 0.
-        trees: whose branches to linearise. Each goes through the model as a tree of its own, prompt and all: so one
-            backward pass serves a whole batch, and no branch waits for those it shares a prompt with.
-        token_budget: tokens per pass.
-        kept: about how many coordinates to keep.
-        seed: which.
-        progress: called with the number of branches that a batch finished.
+    Attributes:
+        moves: φ·D·φ, with D = 1/rms of each coordinate: how a step on one branch moves the log-ratio of another.
+        norms: φ·φ, of the training branches: for the gradient's norm.
+        squares: φ·D²·φ, of the training branches, divided by the number of coordinates: the mean square of the
+            preconditioned gradient.
     """
-    alone = [TokenTree(tree.prompt, (branch,), unscored=tree.unscored) for tree in trees for branch in tree.branches]
-    if model.shares_prompts is None:
-        check(model, max(alone, key=lambda tree: tree.size))
-    layers = [module for module in model.network.modules() if isinstance(module, LoraLinear)]
-    rows, share = _choose(layers, kept, seed)
-    features = torch.empty(len(alone), sum(len(at) * _rank(m) for m, at in zip(layers, rows, strict=True)))
-    for group in split_by_budget([tree.size for tree in alone], token_budget):
-        batch = pack([alone[i] for i in group]).to(model.device)
-        found: list[Tensor] = [torch.empty(0)] * len(layers)
-        with _watched(layers, rows, found, batch, model):
-            logps = token_logps(model, batch)
-            torch.autograd.backward(sum_by_branch(logps, batch.branch, len(group)).sum())
-        for parameter in model.network.parameters():
-            parameter.grad = None
-        features[group] = torch.cat([part.flatten(1) for part in found], 1).cpu()
-        progress(len(group))
-    return Linearised(features, share)
+
+    moves: Float[Tensor, "branches train"]
+    norms: Float[Tensor, "train train"]
+    squares: Float[Tensor, "train train"]
 
 
 def run_linear(
-    material: Material,
-    world: Linearised,
-    held_out: Linearised,
-    trees: Sequence[Expression],
-    settings: Sequence[Setting],
+    material: Material, kernel: Kernel, trees: Sequence[Expression], settings: Sequence[Setting]
 ) -> list[Outcome]:
     """Train candidates in the linearised model, each at all settings, and judge them on the held-out branches.
 
     Args:
         material: what they train on; its adapter is not touched.
-        world: the branches to train on, linearised.
-        held_out: the branches to judge by, with the same coordinates.
+        kernel: of its branches, those of the held-out part after those to train on.
         trees: the candidates.
         settings: what each may choose from.
     """
-    recipe, part = material.recipe, material.held_out
-    batches = material.train.batches(recipe, seed=0)
+    part = material.held_out
     found = []
     for i in range(0, len(trees), AT_ONCE):
         some = trees[i : i + AT_ONCE]
         began = time.perf_counter()
-        theta = train_many(world, some, settings, batches, recipe.rates(1.0), recipe.max_grad_norm)
-        moved = held_out.logratios(theta.flatten(0, 1), torch.arange(part.first[-1])).view(*theta.shape[:2], -1)
-        rated = judged(moved, part.pairs(), settings, part.scored)
+        shares = train(material, kernel, [Program(tree) for tree in some], settings)
+        moved = shares @ kernel.moves[len(kernel.norms) :].t()
+        rated = judged(moved.transpose(0, 1), part.pairs(), settings, part.scored)
         seconds = (time.perf_counter() - began) / len(some)
         found += [replace(one, seconds=seconds) for one in rated]
     return found
+
+
+def train(
+    material: Material, kernel: Kernel, programs: Sequence[Program], settings: Sequence[Setting]
+) -> Float[Tensor, "settings candidates train"]:
+    """How much of each training branch's preconditioned φ is in θ after all steps."""
+    recipe, count = material.recipe, len(kernel.norms)
+    betas = torch.tensor([setting.beta for setting in settings])
+    rates = torch.tensor([setting.learning_rate for setting in settings])[:, None, None]
+    schedule = recipe.rates(1.0)
+    shares = torch.zeros(len(settings), len(programs), count)
+    momentum, square = torch.zeros_like(shares), torch.zeros(len(settings), len(programs), 1)
+    for step, batch in enumerate(material.train.batches(recipe, seed=0), start=1):
+        at = batch.branches
+        logratios = shares @ kernel.moves[at].t()
+        pulled = pulls(programs, batch, logratios, betas)
+        norm = _length(pulled, kernel.norms[at][:, at]).sqrt()
+        pulled *= (recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        momentum *= ADAM[0]
+        momentum[..., at] += (1 - ADAM[0]) * pulled
+        square = ADAM[1] * square + (1 - ADAM[1]) * _length(pulled, kernel.squares[at][:, at])
+        scale = (square / (1 - ADAM[1] ** step)).sqrt().clamp(min=1e-12)
+        shares -= schedule.at(step - 1) * rates * momentum / (1 - ADAM[0] ** step) / scale
+    return shares
+
+
+def _length(
+    vectors: Float[Tensor, "settings candidates branches"], products: Float[Tensor, "branches branches"]
+) -> Float[Tensor, "settings candidates 1"]:
+    """vᵀ·M·v, which rounding alone could bring below 0."""
+    return ((vectors @ products) * vectors).sum(-1, keepdim=True).clamp(min=0)
+
+
+def kernel_of(
+    model: LanguageModel,
+    train_on: Sequence[TokenTree],
+    held_out: Sequence[TokenTree],
+    token_budget: int,
+    progress: Callable[[int], None] = lambda branches: None,
+) -> Kernel:
+    """Linearise a model with a fresh adapter (B = 0) on the branches of some trees.
+
+    Args:
+        model: with its adapter.
+        train_on: trees to train on.
+        held_out: trees to judge by.
+        token_budget: tokens per pass.
+        progress: called with the number of branches that a batch finished.
+    """
+    features = gradients(model, [*train_on, *held_out], token_budget, progress)
+    count = sum(len(tree.branches) for tree in train_on)
+    everything = torch.zeros(3, len(features), count)
+    for part in features.split(COLUMNS, dim=1):
+        wide = part.float()
+        scale = wide[:count].square().mean(0, keepdim=True).sqrt()
+        scaled = wide / torch.where(scale > 0, scale, 1.0)
+        everything += torch.stack([scaled @ wide[:count].t(), wide @ wide[:count].t(), scaled @ scaled[:count].t()])
+    moves, norms, squares = everything
+    return Kernel(moves, norms[:count].clone(), squares[:count] / features.shape[1])
+
+
+def gradients(
+    model: LanguageModel,
+    trees: Sequence[TokenTree],
+    token_budget: int,
+    progress: Callable[[int], None] = lambda branches: None,
+    room: int = ROOM,
+) -> Float[Tensor, "branches coordinates"]:
+    """φ of every branch, bf16, in the order of ``pack``; of more coordinates than there is ``room`` for an even part,
+    made up for by a factor.
+
+    Each branch goes through the model as a tree of its own, prompt and all: so one backward pass serves a whole batch.
+    """
+    alone = [TokenTree(tree.prompt, (branch,), unscored=tree.unscored) for tree in trees for branch in tree.branches]
+    if model.shares_prompts is None:
+        check(model, max(alone, key=lambda tree: tree.size))
+    layers = [module for module in model.network.modules() if isinstance(module, LoraLinear)]
+    sizes = [_rank(module) * int(module.out_features or 0) for module in layers]
+    step = max(1, -(-2 * len(alone) * sum(sizes) // room))  # every so manieth coordinate is kept
+    features = torch.empty(len(alone), sum(len(range(0, size, step)) for size in sizes), dtype=torch.bfloat16)
+    for group in split_by_budget([tree.size for tree in alone], token_budget):
+        batch = pack([alone[i] for i in group]).to(model.device)
+        found: list[Tensor] = [torch.empty(0)] * len(layers)
+        with _watched(layers, step, found, batch, bool(model.shares_prompts)):
+            logps = token_logps(model, batch)
+            torch.autograd.backward(sum_by_branch(logps, batch.branch, len(group)).sum())
+        for parameter in model.network.parameters():
+            parameter.grad = None
+        features[group] = torch.cat(found, 1).mul_(step**0.5).to("cpu", torch.bfloat16)
+        progress(len(group))
+    return features
 
 
 def _rank(module: Any) -> int:
     return next(iter(module.r.values()))
 
 
-def _choose(layers: Sequence[Any], kept: int, seed: int) -> tuple[list[Tensor], float]:
-    """Rows of each layer's B to keep, in proportion to how many it has, and what share of all that is."""
-    draw = torch.Generator().manual_seed(seed)
-    total = sum(module.out_features * _rank(module) for module in layers)
-    wanted = min(1.0, kept / total)
-    rows = []
-    for module in layers:
-        count = max(1, round(wanted * module.out_features))
-        rows.append(torch.randperm(module.out_features, generator=draw)[:count].sort().values)
-    return rows, sum(len(at) * _rank(module) for module, at in zip(layers, rows, strict=True)) / total
-
-
 @contextmanager
-def _watched(
-    layers: Sequence[Any], rows: Sequence[Tensor], found: list[Tensor], batch: TreeBatch, model: LanguageModel
-) -> Iterator[None]:
-    """Have each layer leave ∂log p/∂B of each branch, [branches, rows, rank], in ``found`` when it is passed back."""
+def _watched(layers: Sequence[Any], step: int, found: list[Tensor], batch: TreeBatch, packed: bool) -> Iterator[None]:
+    """Have each layer leave ∂log p/∂B of each branch, [branches, coordinates], in ``found`` when it is passed back."""
 
     def watch(place: int) -> Any:
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             (name,) = module.active_adapters
-            inner = torch.nn.functional.linear(inputs[0].detach(), module.lora_A[name].weight).float()
+            inner = torch.nn.functional.linear(inputs[0].detach(), module.lora_A[name].weight) * module.scaling[name]
 
             def keep(grad: Tensor) -> None:
-                pulled = grad[..., rows[place].to(grad.device)].float() * module.scaling[name]
-                found[place] = _by_branch(pulled, inner, batch, bool(model.shares_prompts))
+                found[place] = _by_branch(inner.float(), grad.float(), batch, packed).flatten(1)[:, ::step]
 
             output.register_hook(keep)
 
@@ -174,10 +200,10 @@ def _watched(
 
 
 def _by_branch(
-    pulled: Float[Tensor, "B T rows"], inner: Float[Tensor, "B T rank"], batch: TreeBatch, packed: bool
-) -> Float[Tensor, "branches rows rank"]:
-    """Σ over a branch's tokens of the gradient by the layer's output times what B multiplies."""
+    inner: Float[Tensor, "B T rank"], grad: Float[Tensor, "B T out"], batch: TreeBatch, packed: bool
+) -> Float[Tensor, "branches rank out"]:
+    """Σ over a branch's tokens of what B multiplies times the gradient by the layer's output."""
     if not packed:  # a padded row for each branch
-        return pulled.transpose(1, 2) @ inner
+        return inner.transpose(1, 2) @ grad
     places = [(bound[0], bound[-1]) for bound in batch.bounds]
-    return torch.stack([pulled[0, start:end].t() @ inner[0, start:end] for start, end in places])
+    return torch.stack([inner[0, start:end].t() @ grad[0, start:end] for start, end in places])

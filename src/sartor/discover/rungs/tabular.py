@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sartor.discover.language.expression import Expression
-from sartor.discover.rungs.many import Batch, train_many
+from sartor.discover.language.program import Program
+from sartor.discover.rungs.many import Batch, pulls
 from sartor.discover.rungs.outcome import Outcome, Pairs, Setting, choose
 from sartor.train.loop import Schedule
 
@@ -29,10 +30,9 @@ BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)  # that each candidate may choose from
 
 @dataclass(frozen=True)
 class Tabular:
-    """A ``World`` (see ``many``) of independent prompts, drawn by a seed; branches are prompt·answers + answer."""
+    """Independent prompts, drawn by a seed; branches are numbered prompt·answers + answer."""
 
     seed: int
-    share: float = 1.0
 
     @cached_property
     def reference(self) -> Float[Tensor, "prompts answers"]:
@@ -68,47 +68,52 @@ class Tabular:
             for at in (order[:size] for order in orders)
         ]
 
-    def parameters(self, runs: int) -> Float[Tensor, "runs P"]:
-        """The reference's logits."""
-        return self.reference.flatten().expand(runs, -1).clone()
-
-    def logratios(
-        self, parameters: Float[Tensor, "runs P"], branches: Int[Tensor, " branches"]
-    ) -> Float[Tensor, "runs branches"]:
-        """log softmax of the logits, less the reference's."""
-        return (self._logps(parameters) - self.reference).flatten(1)[:, branches]
+    def logratios(self, logits: Float[Tensor, "*runs branches"]) -> Float[Tensor, "*runs branches"]:
+        """log π - log π_ref of every answer."""
+        return (self._logps(logits) - self.reference).flatten(-2)
 
     def gradient(
-        self,
-        parameters: Float[Tensor, "runs P"],
-        branches: Int[Tensor, " branches"],
-        weights: Float[Tensor, "runs branches"],
-    ) -> Float[Tensor, "runs P"]:
-        """∂ log π(y)/∂ logit(y') = 1[y = y'] - π(y')."""
-        pulls = torch.zeros_like(parameters).index_add_(1, branches, weights).view(-1, PROMPTS, ANSWERS)
-        return (pulls - self._logps(parameters).exp() * pulls.sum(-1, keepdim=True)).flatten(1)
+        self, logits: Float[Tensor, "*runs branches"], weights: Float[Tensor, "*runs branches"]
+    ) -> Float[Tensor, "*runs branches"]:
+        """The gradient of Σ weight·log π by the logits: ∂ log π(y)/∂ logit(y') = 1[y = y'] - π(y')."""
+        pulled = weights.unflatten(-1, (PROMPTS, ANSWERS))
+        return (pulled - self._logps(logits).exp() * pulled.sum(-1, keepdim=True)).flatten(-2)
 
-    def value(self, parameters: Float[Tensor, "*runs P"]) -> Float[Tensor, "*runs prompts"]:
+    def value(self, logits: Float[Tensor, "*runs branches"]) -> Float[Tensor, "*runs prompts"]:
         """E[r] - λ·KL of each prompt, as a share of the optimum's above the reference's: 1 is the optimum."""
-        logps = self._logps(parameters)
+        logps = self._logps(logits)
         own = (logps.exp() * (self.reward - PRICE * (logps - self.reference))).sum(-1)
         best = PRICE * (self.reference + self.reward / PRICE).logsumexp(-1)
         start = (self.reference.exp() * self.reward).sum(-1)
         # Where the reference is nearly the best already a share would be noise: all prompts have one measure.
         return (own - start) / (best - start).mean()
 
-    def _logps(self, parameters: Tensor) -> Tensor:
-        return parameters.unflatten(-1, (PROMPTS, ANSWERS)).log_softmax(-1)
+    def _logps(self, logits: Tensor) -> Tensor:
+        return logits.unflatten(-1, (PROMPTS, ANSWERS)).log_softmax(-1)
 
     def _draw(self, what: int) -> torch.Generator:
         return torch.Generator().manual_seed(1000 * self.seed + what)
 
 
 def run_tabular(trees: Sequence[Expression], seed: int) -> list[Outcome]:
-    """Train candidates in one world and judge each at its best β; the β is chosen on half of the prompts, both ways."""
+    """Train candidates in one world, each at every β, and judge each at its best one (``outcome.choose``)."""
     world = Tabular(seed)
     settings = [Setting(beta, RATE) for beta in BETAS]
-    schedule = Schedule(1.0, STEPS, STEPS // 10, "cosine")
-    trained = train_many(world, trees, settings, world.batches(STEPS, BATCH), schedule, MAX_GRAD_NORM)
-    values = world.value(trained).nan_to_num(-1.0)  # [candidates, settings, prompts]
+    trained = train(world, [Program(tree) for tree in trees])
+    values = world.value(trained).nan_to_num(-1.0).transpose(0, 1)  # [candidates, settings, prompts]
     return [Outcome(settings[at], tuple(scores.tolist())) for scores, at in map(choose, values)]
+
+
+def train(world: Tabular, programs: Sequence[Program]) -> Float[Tensor, "settings candidates branches"]:
+    """Logits after all steps of AdamW, of each candidate at each β: all runs are rows of one tensor."""
+    logits = world.reference.flatten().expand(len(BETAS), len(programs), -1).clone().requires_grad_()
+    values, betas = logits.detach(), torch.tensor(BETAS)
+    optimizer = torch.optim.AdamW([logits], weight_decay=0.0, fused=True)
+    schedule = Schedule(RATE, STEPS, STEPS // 10, "cosine")
+    for step, batch in enumerate(world.batches(STEPS, BATCH)):
+        gradient = world.gradient(values, pulls(programs, batch, world.logratios(values), betas))
+        norm = gradient.norm(dim=-1, keepdim=True)
+        logits.grad = gradient * (MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0)
+        optimizer.param_groups[0]["lr"] = schedule.at(step)
+        optimizer.step()
+    return values

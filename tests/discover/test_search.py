@@ -1,0 +1,178 @@
+"""A whole search on a tiny model: what it leaves behind, interrupted and resumed, and what it says of itself."""
+
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sartor import plugins
+from sartor.cli import main
+from sartor.config import DiscoverConfig
+from sartor.discover.archive import Archive
+from sartor.discover.command import run_discover
+from sartor.discover.language.known import KNOWN
+from sartor.discover.language.program import BETA, as_loss
+from sartor.discover.race import BY_LOT
+from sartor.discover.state import State
+from sartor.errors import UserError
+from sartor.objectives.contract import evaluate, moderate
+from sartor.objectives.specs import parse_objective
+
+KILLS = 10
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All that an archive holds but times: what must be the same however often a search was interrupted."""
+    db = sqlite3.connect(folder / "archive.sqlite")
+    columns = "candidate, rung, seed, beta, learning_rate, vals, measures"
+    budget = json.loads(db.execute("SELECT value FROM meta WHERE name = 'budget'").fetchone()[0])
+    return {
+        "candidates": db.execute("SELECT * FROM candidates ORDER BY number").fetchall(),
+        "results": db.execute(f"SELECT {columns} FROM results ORDER BY candidate, rung, seed").fetchall(),
+        "finalists": db.execute("SELECT value FROM meta WHERE name = 'finalists'").fetchall(),
+        "plan": (budget["linear"], budget["adapters"], budget["seeds"]),
+    }
+
+
+def test_a_search_leaves_an_archive_a_loss_and_a_page(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = run_discover(DiscoverConfig(**options), "sartor discover ...")
+    folder = options["output"]
+    state = State(Archive(folder / "archive.sqlite", reads_only=True), BETA)
+    names = [one.name for one in state.candidates.values() if one.generation == 0]
+    assert names == ["dpo", "hinge", "simpo", "lrml", "zero", "inverted", "constant"]
+    new = [n for n in state.on("linear") if state.candidates[n].generation > 0]
+    assert len(new) == 40
+    trained = [n for n in state.on("adapter") if state.candidates[n].generation > 0]
+    assert len(trained) == 2
+    assert state.on("adapter")[:7] == list(range(1, 8))
+    assert BY_LOT > 2  # so both went up for what was expected of them
+    assert set(trained) <= set(state.leaders())
+    retried = {(r.candidate, r.seed) for r in state.archive.results() if r.rung == "retrial"}
+    (winner,) = state.archive.read_meta("finalists")
+    assert retried == {(n, seed) for n in (winner, 1, 3, 4) for seed in (1, 2)}
+    # What was found trains like any other loss, and is the function that was searched with.
+    (loss,) = (folder / "losses").glob("*.py")
+    objective = parse_objective([f"{loss}:{loss.stem}"], beta=None)
+    tree = state.candidates[winner].tree
+    assert tree is not None
+    batch = moderate("pairs", 12)
+    setting = state.results["adapter", winner].setting
+    theirs = evaluate("found", objective.terms[0].loss, batch)
+    ours = evaluate("ours", lambda pair: as_loss(tree)(pair, beta=setting.beta), batch)
+    assert torch.allclose(theirs[0], ours[0], rtol=1e-4, atol=1e-5)
+    for side in ("policy_chosen", "policy_rejected"):
+        assert torch.allclose(theirs[1][side], ours[1][side], rtol=1e-4, atol=1e-6)
+    assert callable(plugins.resolve("losses", f"{loss}:{loss.stem}"))
+    page = (folder / "report.html").read_text()
+    assert state.candidates[winner].title in page
+    assert state.candidates[winner].title in said
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_interrupted_ten_times_it_ends_with_the_same_archive(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    run_discover(DiscoverConfig(**{**options, "output": whole}))
+    draw, writing = random.Random(0), Archive.writing
+    left = [0]
+
+    def interrupted(self: Archive) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return writing(self)
+
+    monkeypatch.setattr(Archive, "writing", interrupted)
+    kills = 0
+    while True:
+        left[0] = draw.randint(1, 8) if kills < KILLS else -1
+        try:
+            run_discover(DiscoverConfig(**options, resume=kills > 0))
+        except KeyboardInterrupt:
+            kills += 1
+        else:
+            break
+    assert kills == KILLS
+    assert contents(options["output"]) == contents(whole)
+
+
+def test_killed_by_the_system_it_goes_on(options: dict[str, Any], tmp_path: Path) -> None:
+    words = ["discover"]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    folder, draw = options["output"], random.Random(1)
+    for run in range(3):
+        command = [sys.executable, "-m", "sartor", *words, *(["--resume"] if run else [])]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if run == 2:
+            _, err = process.communicate(timeout=240)
+            assert process.returncode == 0, err
+            break
+        rows = 0
+        wanted = 30 * run + draw.randint(8, 30)  # results: somewhere in the middle of the race
+        while process.poll() is None and rows < wanted:
+            time.sleep(0.02)
+            rows = _results(folder)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    whole = tmp_path / "whole"
+    run_discover(DiscoverConfig(**{**options, "output": whole}))
+    assert contents(folder) == contents(whole)
+
+
+def _results(folder: Path) -> int:
+    try:
+        archive = Archive(folder / "archive.sqlite", reads_only=True)
+        return len(archive.results())
+    except (UserError, sqlite3.Error):
+        return 0
+
+
+def test_show_explains_any_candidate(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    run_discover(DiscoverConfig(**{**options, "candidates": 16, "adapters": 1, "seeds": 0}))
+    folder = str(options["output"])
+    state = State(Archive(options["output"] / "archive.sqlite", reads_only=True), BETA)
+    refused = next(n for n, one in state.candidates.items() if one.refusal and one.generation)
+    twin = next((n for n, one in state.candidates.items() if one.twin), None)
+    capsys.readouterr()
+    for name, wanted in {"dpo": KNOWN["dpo"], "#1": KNOWN["dpo"], str(refused): "refused     "}.items():
+        with pytest.raises(SystemExit) as stop:
+            main(["discover", "show", name, "--output", folder])
+        assert stop.value.code == 0
+        assert wanted in capsys.readouterr().out
+    if twin is not None:
+        with pytest.raises(SystemExit):
+            main(["discover", "show", str(twin), "--output", folder])
+        assert "same as" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["discover", "show", "9999", "--output", folder])
+    assert stop.value.code == 2
+    assert "no candidate '9999'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({"budget": "soon"}, "--budget soon: wanted a time such as 30m, 2h or 1h30m"),
+        ({"task": "sentiment"}, "--task preferences and --data go together"),
+        ({"proposer": ("model",)}, "--proposer model and --endpoint go together"),
+        ({"proposer": ("mutant",)}, "unknown proposer 'mutant'"),
+        ({"start": ("dop",)}, "unknown loss to start with 'dop': did you mean 'dpo'?"),
+        ({"candidates": None, "adapters": None, "budget": "1s"}, "--budget 1s: set-up took"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(options: dict[str, Any], changed: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted.replace("?", r"\?")) as error:
+        run_discover(DiscoverConfig(**{**options, **changed}))
+    assert "\n" not in str(error.value)
