@@ -89,6 +89,10 @@ def _tiny(words: list[str], tiny_folder: Path) -> list[str]:
         # A scorer that answers of random bytes differ by.
         own = ["--prompts", "prompts.txt", "--score", "scorer.py:even"]
         return [*words, *own, "--size", "quick", "--seeds", "1", "--max-new-tokens", "4"]
+    if words[0] == "discover" and words[1] != "show":
+        own = ["--task", "preferences", "--data", "prefs.jsonl", "--candidates", "16", "--adapters", "1"]
+        task = words.index("--task")
+        return [*words[:task], *words[task + 2 :], *own, "--seeds", "1", "--start", "dpo"]
     if words[0] == "ppo":
         return [*words, "--max-new-tokens", "4", "--max-steps", "1", "--eval-fraction", "0.5"]
     return [*words, "--max-new-tokens", "4"] if words[0] == "sample" else words
@@ -126,6 +130,7 @@ def test_every_verb_is_on_the_first_screen() -> None:
         "ppo",
         "rlhf",
         "compare",
+        "discover",
         "plan",
         "losses",
         "sample",

@@ -13,7 +13,7 @@ LAYERS = [
     {"rollout", "rewards", "objectives"},
     {"evaluate", "plan", "report", "tasks"},
     {"train"},
-    {"demo", "compare"},
+    {"demo", "compare", "discover"},
     {"cli"},
     {"__main__"},
 ]

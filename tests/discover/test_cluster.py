@@ -23,15 +23,17 @@ from sartor.errors import UserError
 ONE = {"num_cpus": 1, "include_dashboard": False}
 
 
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two nodes with a CPU each."""
     pytest.importorskip("ray", reason="needs sartor[ray]")
     from ray.cluster_utils import Cluster as Nodes
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    found = Nodes(initialize_head=True, head_node_args=ONE)
-    found.add_node(**ONE)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patched.setenv("SARTOR_CACHE", str(tmp_path_factory.mktemp("cache")))  # workers have what the nodes have
+        found = Nodes(initialize_head=True, head_node_args=ONE)
+        found.add_node(**ONE)
     yield found
     found.shutdown()
 
@@ -151,22 +153,20 @@ def test_a_node_that_goes_costs_its_job_alone(nodes: Any, tmp_path: Path, monkey
         return []
 
     monkeypatch.setattr(cluster, "_execute", noting(tmp_path, waits))
-    runner = Cluster(config_of(tmp_path, ray_address=nodes.address))
+    third = nodes.add_node(**ONE)
+    runner = Cluster(config_of(tmp_path, workers=3, ray_address=nodes.address))
     try:
-        jobs = [a_job(1), a_job(2)]
+        jobs = [a_job(1), a_job(2), a_job(3)]
         for job in jobs:
             runner.submit(job)
-        while len(notes(tmp_path)) < 2:
+        while len(notes(tmp_path)) < 3:
             time.sleep(0.05)
-        gone = next(iter(nodes.worker_nodes))
-        on = {number: node for _, number, node in notes(tmp_path)}
-        (lost,) = [number for number, node in on.items() if node == gone.node_id]
-        nodes.remove_node(gone, allow_graceful=False)
-        (tmp_path / "gone").write_text(gone.node_id)
+        (lost,) = [number for _, number, node in notes(tmp_path) if node == third.node_id]
+        nodes.remove_node(third, allow_graceful=False)
+        (tmp_path / "gone").write_text(third.node_id)
         ended = [runner.wait()[0] for _ in jobs]
         assert sorted(map(id, ended)) == sorted(map(id, jobs))
-        assert [number for _, number, _ in notes(tmp_path)].count(lost) == 2
-        assert len(notes(tmp_path)) == 3
+        assert sorted(number for _, number, _ in notes(tmp_path)) == sorted([1, 2, 3, lost])
     finally:
         runner.close()
 

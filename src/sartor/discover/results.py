@@ -11,6 +11,7 @@ from sartor.discover.language.printing import to_latex, to_python
 from sartor.discover.language.program import as_term
 from sartor.discover.rungs.outcome import Outcome
 from sartor.discover.screens import in_words
+from sartor.discover.source import loss_name
 from sartor.discover.state import CANARY, RUNGS, State
 from sartor.discover.verdict import Comparison, comparisons, mean_over_seeds, retrial_results
 from sartor.evaluate.statistics import Estimate, mean
@@ -73,11 +74,10 @@ def headline(
     shown = [c for c in found if c.winner == best.title]
     against = {c.other: c for c in shown}
     seeds = len(retrial_results(state.archive)[best.number])
-    said = [f"{_said(against[name])} {unit}" for name in BASELINES if name in against]
-    first = f"On prompts and seeds that the search never touched, {best.title} is {said[0]}"
-    rest = f"; {'; '.join(said[1:])}" if said[1:] else ""
+    said = [_said(against[name]) for name in BASELINES if name in against]
+    first = f"On prompts and seeds that the search never touched, {best.title} is {'; '.join(said)}, in {unit}."
     return [
-        f"{first}{rest}.",
+        first,
         f"{best.title} is {to_python(best.tree) if best.tree else ''}; most like {best.likeness or 'nothing known'}.",
         f"Seeds: {seeds}. Intervals hold all {len(found)} comparisons together at 95 %.",
     ]
@@ -196,7 +196,9 @@ def describe(state: State, n: int) -> dict[str, Any]:
     drawn = shape(as_term(one.tree, beta=beta))
     found |= {
         "latex": to_latex(one.tree),
+        "loss": loss_name(one),
         "beta": beta,
+        "learning_rate": outcome.setting.learning_rate if outcome else None,
         "words": in_words(one.tree, beta),
         "curve": {
             "margin": drawn.margin.tolist(),
@@ -244,7 +246,7 @@ def lineage(state: State, numbers: Sequence[int]) -> list[dict[str, Any]]:
             "origin": state.candidates[n].origin,
             "generation": state.candidates[n].generation,
             "parents": list(state.candidates[n].parents),
-            "fitness": expected.get(n),
+            "fitness": state.results["adapter", n].fitness if ("adapter", n) in state.results else expected.get(n),
             "trained": ("adapter", n) in state.results,
         }
         for n in sorted(wanted)

@@ -198,7 +198,9 @@ def in_words(tree: Expression, beta: float) -> list[str]:
     """What a plot of it would show, in words: for people and for language models."""
     drawn = shape(as_term(tree, beta=beta))
     words = [f"slope at margin 0: {drawn.slope:+.3g}", f"convex: {'yes' if drawn.convex else 'no'}"]
-    words += [f"lowers the margin from {low:.3g} to {high:.3g} nats" for low, high in drawn.rises]
+    words += [f"lowers the margin from {low:.3g} to {high:.3g} nats" for low, high in drawn.rises] or [
+        "never lowers the margin"
+    ]
     words += [_pulls(drawn, at) for at in (-20.0, 0.0, 20.0)]
     return words
 

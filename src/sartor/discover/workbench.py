@@ -81,7 +81,7 @@ class Workbench:
     @cached_property
     def adapters(self) -> Adapters:
         """The one adapter that all train; both materials stand on the same network."""
-        return Adapters(self.search)
+        return Adapters.fresh(self.search)
 
     @cached_property
     def settings(self) -> list[Setting]:

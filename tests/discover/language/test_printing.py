@@ -46,14 +46,14 @@ def trees(count: int) -> tuple[Expression, ...]:
 
 
 def test_random_trees_use_everything() -> None:
-    used = {node.op for tree in trees(100) for node in tree.walk()}
+    used = {node.op for tree in trees(60) for node in tree.walk()}
     assert used == {*OPERATORS, *INPUTS, "constant"}
-    assert max(tree.size for tree in trees(100)) > 40
+    assert max(tree.size for tree in trees(60)) > 40
 
 
 def test_losses_and_random_trees_read_back_as_themselves() -> None:
     losses = [known(name) for name in {**KNOWN, **CANARIES}]
-    for tree in (*losses, *map(stabilised, losses), *trees(100)):
+    for tree in {*losses, *map(stabilised, losses), *trees(60)}:
         assert parse(to_python(tree)) == tree
 
 
@@ -61,10 +61,10 @@ LEAVES = {NUMBER: given("margin"), TRUTH: apply("less", given("margin"), given("
 
 
 def test_brackets_stand_where_they_are_needed() -> None:
-    """Every infix operator at every place of every other, and constants whose sign could be misread."""
+    """Every infix operator at every place of every other and of calls, and constants whose sign could be misread."""
     within = [o for o in OPERATORS.values() if o.gives == NUMBER and (o.binds or o.name == "exp")]
     inner = [apply(o.name, *(LEAVES[kind] for kind in o.takes)) for o in within]
-    for outer in OPERATORS.values():
+    for outer in (o for o in OPERATORS.values() if o.binds or o.name in ("exp", "maximum", "where")):
         for place, kind in enumerate(outer.takes):
             for argument in [*inner, constant(-2.0), constant(-1e-5)] if kind == NUMBER else []:
                 args = [LEAVES[k] for k in outer.takes]
@@ -136,7 +136,7 @@ def test_torch_computes_what_the_program_does() -> None:
     everything = dict(sides)
     for name, (a, b) in DIFFERENCES.items():
         everything[name] = everything[a] - everything[b]
-    for tree in [*map(known, KNOWN), *trees(60)]:
+    for tree in [*map(known, KNOWN), *trees(40)]:
         text = to_torch(stabilised(tree))
         found = ran(text, SimpleNamespace(**everything), torch.tensor(BETA, dtype=torch.float64), _AsDoubles())
         same(found, Program(tree).losses(sides, BETA))
@@ -152,7 +152,7 @@ def test_torch_runs_as_it_stands_in_a_loss_file() -> None:
         runs_as_it_stands(known(name))
 
 
-@pytest.mark.parametrize("leaf", ["2", "-0.5", "1e-5", "beta", "chosen_length", "where(margin > 0, 1, 0)"])
+@pytest.mark.parametrize("leaf", ["2", "beta", "chosen_length", "where(margin > 0, 1, 0)"])
 def test_torch_takes_numbers_and_lengths_wherever_the_language_does(leaf: str) -> None:
     """Of torch's functions some take no numbers, some no integers, and of integers there is no mean."""
     for operator in (o for o in OPERATORS.values() if o.gives == NUMBER):
@@ -183,9 +183,9 @@ def renders() -> Any:
     return rendered
 
 
-def test_losses_operators_and_random_trees_render(renders: Any) -> None:
+def test_losses_and_operators_render(renders: Any) -> None:
     operators = [apply(o.name, *(LEAVES[kind] for kind in o.takes)) for o in OPERATORS.values()]
-    for tree in (*map(known, {**KNOWN, **CANARIES}), *operators, *trees(4)):
+    for tree in (*map(known, KNOWN), *operators):
         assert renders(tree) > 0
 
 
@@ -212,5 +212,5 @@ def test_latex_is_what_people_write(text: str, latex: str) -> None:
 
 
 def test_no_factor_begins_with_a_minus_in_print() -> None:
-    for tree in (*map(known, KNOWN), *trees(100)):
+    for tree in (*map(known, KNOWN), *trees(50)):
         assert r"\, -" not in to_latex(tree)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import cache, partial
 from importlib.metadata import entry_points
-from typing import Any
 
 import pytest
 import torch

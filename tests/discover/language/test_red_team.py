@@ -372,6 +372,15 @@ def written_for(text: str, folder: Path) -> str:
     return text.replace("FILE", str(folder / "file")).replace("FOLDER", str(folder))
 
 
+def refusal(text: str) -> str:
+    """What is said of a text; nothing if it is read."""
+    try:
+        parse(text)
+    except LanguageError as error:
+        return str(error)
+    return ""
+
+
 def forms(text: str) -> list[str]:
     """As it stands, in a function before its last line, and as a local that nothing uses: nobody looks there."""
     if "def loss" in text or "\n" in text.strip():
@@ -383,10 +392,10 @@ def forms(text: str) -> list[str]:
 def test_is_refused_and_does_nothing(kind: str, tmp_path: Path) -> None:
     for name, attack in ATTACKS[kind].items():
         for text in forms(written_for(attack, tmp_path)):
-            with nothing_happens(tmp_path), pytest.raises(LanguageError) as error:
-                parse(text)
-                pytest.fail(f"{name}: {text!r} was read")
-            assert "\n" not in str(error.value), name
+            with nothing_happens(tmp_path):
+                said = refusal(text)
+            assert said, f"{name}: {text!r} was read"
+            assert "\n" not in said, name
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")

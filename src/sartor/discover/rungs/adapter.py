@@ -1,9 +1,8 @@
 """Real training of an adapter on the shared base: what the rungs below stand for."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -32,23 +31,23 @@ class Adapters:
     """Trains one candidate after another on the same network; only the adapter starts anew."""
 
     material: Material
+    start: Mapping[str, Tensor]
 
-    @cached_property
-    def _start(self) -> dict[str, Tensor]:
-        """The adapter as it came."""
-        return {name: p.detach().clone() for name, p in self._trained}
+    @classmethod
+    def fresh(cls, material: Material) -> "Adapters":
+        """Of a model whose adapter nobody has trained yet: this is where all start from."""
+        return cls(material, {name: p.detach().clone() for name, p in _adapter(material.model)})
 
     @property
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, p) for name, p in self.material.model.network.named_parameters() if "lora_" in name]
+        return _adapter(self.material.model)
 
     def reset(self, seed: int) -> None:
         """A fresh adapter: seed 0 is the one that the model came with, others draw another A."""
-        start = self._start
         draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in self._trained:
-                value = start[name]
+                value = self.start[name]
                 if seed and "lora_A" in name:
                     # A permutation of the entries that came: another draw from the same distribution, on any device.
                     order = torch.randperm(value.numel(), generator=draw).to(value.device)
@@ -114,6 +113,10 @@ class Adapters:
             "distinct_2": sum(map(distinct_n, answers.texts)) / len(prompts),
         }
         return Outcome(found.setting, values, {**found.measures, **seen})
+
+
+def _adapter(model: LanguageModel) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in model.network.named_parameters() if "lora_" in name]
 
 
 def branch_logps(model: LanguageModel, part: Part, token_budget: int) -> Float[Tensor, " branches"]:
