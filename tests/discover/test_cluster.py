@@ -92,14 +92,19 @@ def test_a_search_over_two_nodes_survives_a_killed_worker(
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = tmp_path / "run"
 
-    def killed_at_first(job, tries):
+    def first_waits_second_is_killed(job, tries):
         import os
         import signal
+        import time
 
-        if (job.rung, job.candidates[0], tries) == ("adapter", 2, 1):
+        about = job.rung, job.candidates[0]
+        if about == ("adapter", 2) and tries == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        # Else one quick worker would have done it all before the other has started.
+        while about == ("adapter", 1) and '["adapter", 2,' not in (tmp_path / "notes.jsonl").read_text():
+            time.sleep(0.05)
 
-    monkeypatch.setattr(cluster, "_execute", noting(tmp_path, killed_at_first))
+    monkeypatch.setattr(cluster, "_execute", noting(tmp_path, first_waits_second_is_killed))
     monkeypatch.chdir(tmp_path)  # workers have another current folder, and find what is given by relative paths
     run_discover(
         config_of(

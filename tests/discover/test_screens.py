@@ -431,6 +431,7 @@ def test_in_words_of_dpo() -> None:
     assert in_words(known("dpo"), BETA) == [
         "slope at margin 0: -0.025",
         "convex: yes",
+        "never lowers the margin",
         "at margin -20: pulls chosen up by 0.0366, rejected down by 0.0366",
         "at margin 0: pulls chosen up by 0.025, rejected down by 0.025",
         "at margin 20: pulls chosen up by 0.0134, rejected down by 0.0134",

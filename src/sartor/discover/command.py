@@ -10,7 +10,8 @@ from sartor.config import DiscoverConfig, from_yaml
 from sartor.config.discover import seconds_of
 from sartor.console import duration, progress, say
 from sartor.discover.archive import Archive
-from sartor.discover.budget import Clock, kept_budget, make_budget
+from sartor.discover.budget import BASELINES, Clock, kept_budget, make_budget
+from sartor.discover.language.known import CANARIES
 from sartor.discover.language.program import BETA
 from sartor.discover.parts import PARTS, in_words, write_parts
 from sartor.discover.propose.grammar import WAYS, Grammar
@@ -42,12 +43,13 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
     if config.resume and run.finished:
         return _told(run, State(Archive(run.path / "archive.sqlite", reads_only=True), BETA))
     set_up_memory(config.token_budget)
-    run.open(config, {"model": fingerprint(load(config.model, config.dtype))}, command)
+    model = load(config.model, config.dtype, config.lora_r, None, config.seed)
+    run.open(config, {"model": fingerprint(model)}, command)
     archive = Archive(run.path / "archive.sqlite")
     proposers = _proposers(config, archive)
     clock = Clock(config, archive)
     say(f"search  {_searched(config)}")
-    bench = Workbench(config.output)
+    bench = Workbench(config.output, model)
     _charged(archive, "answers", lambda: write_parts(config, run))
     began = time.perf_counter()
     _charged(archive, "reference and kernel", lambda: bench.kernel)
@@ -72,13 +74,11 @@ def _race(
     config: DiscoverConfig, state: State, runner: Runner, proposers: Sequence[Proposer], clock: Clock, bench: Workbench
 ) -> None:
     """The start, the plan, the race and the retrial."""
-    started = len(state.on("adapter")), time.perf_counter()
-    with progress("known losses", 1) as advance:
-        race = Race(config, state, runner, proposers, lambda rung: advance(0, best_so_far(state)))
+    race = Race(config, state, runner, proposers)
+    known = len({*config.start, *(BASELINES if config.seeds else ())}) + len(CANARIES)
+    with progress("known losses", known) as advance:
+        race.told = lambda rung: advance(rung == "adapter", best_so_far(state))
         race.begin()
-        advance(1)
-    if len(state.on("adapter")) > started[0]:
-        say(f"known   {len(state.started())} losses and canaries on all rungs")
     budget = kept_budget(state.archive)
     if budget is None:
         unit = _unit_costs(state, bench)
@@ -102,10 +102,10 @@ def _race(
                 say(f"note    {proposer.name}: {why}")
     if budget.seeds and race.finalists():
         say(f"retrial {', '.join(state.candidates[n].title for n in race.finalists())} with {budget.seeds} fresh seeds")
-        with progress("retrial", budget.seeds) as advance:
-            race.told = lambda rung: advance(0)
+        arms = len(race.finalists()) + len(BASELINES)
+        with progress("retrial", budget.seeds * arms) as advance:
+            race.told = lambda rung: advance(1)
             race.retry(budget, clock)
-            advance(budget.seeds)
 
 
 def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:

@@ -266,4 +266,4 @@ def best_so_far(state: State) -> str:
     n = leaders[0]
     rung = "adapter" if ("adapter", n) in state.results else "linear"
     score: Estimate = state.results[rung, n].score
-    return f"best {state.candidates[n].title} {score} {BITS} ({rung})"
+    return f"best {state.candidates[n].title} {score}"

@@ -48,17 +48,18 @@ class Job:
 
 
 class Workbench:
-    """Opened from the run folder of a search that has its four parts."""
+    """Opened from the run folder of a search; ``model`` is its own with a fresh adapter, where it is loaded already."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: LanguageModel | None = None) -> None:
         self.run = RunFolder(folder)
+        self._loaded = model
         self.config = DiscoverConfig(**{**from_yaml(folder / "config.yaml", DiscoverConfig), "output": folder})
 
     @cached_property
     def model(self) -> LanguageModel:
         """The frozen base with a fresh adapter."""
         config = self.config
-        return load(config.model, config.dtype, config.lora_r, None, config.seed)
+        return self._loaded or load(config.model, config.dtype, config.lora_r, None, config.seed)
 
     @cached_property
     def weights(self) -> str:

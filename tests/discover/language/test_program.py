@@ -26,8 +26,6 @@ from sartor.objectives.objective import Objective
 from sartor.objectives.specs import parse_objective
 from sartor.types import PairLogps
 
-every_loss = pytest.mark.parametrize("name", KNOWN)
-
 
 @cache
 def twins() -> dict[str, Callable[..., torch.Tensor]]:
@@ -61,7 +59,7 @@ def stressed(size: int) -> tuple[PairLogps, ...]:
     return tuple(stress("pairs", size))
 
 
-@every_loss
+@pytest.mark.parametrize("name", KNOWN)
 def test_is_its_hand_written_twin(name: str) -> None:
     twin, mine = twins()[name], partial(as_loss(known(name)), beta=beta_of(name))
     for batch in batches(Program(known(name)).mixes):
@@ -79,14 +77,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contract, "SCALES", (0.1,))
 
 
-@every_loss
 @pytest.mark.usefixtures("quick")
-def test_traits_read_from_the_tree_are_those_measured_of_the_twin(name: str) -> None:
-    twin = twins()[name]
-    term = as_term(known(name), name)
-    assert term.name == name
-    assert term.traits == examine(name, twin)
-    assert (term.beta is not None) == ("beta" in inspect.signature(twin).parameters)
+def test_traits_read_from_the_tree_are_those_measured_of_the_twin() -> None:
+    for name, twin in twins().items():
+        term = as_term(known(name), name)
+        assert term.name == name
+        assert term.traits == examine(name, twin), name
+        assert (term.beta is not None) == ("beta" in inspect.signature(twin).parameters), name
+    assert set(twins()) == set(KNOWN)
 
 
 @pytest.mark.usefixtures("quick")
