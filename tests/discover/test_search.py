@@ -168,7 +168,7 @@ def test_show_explains_any_candidate(options: dict[str, Any], capsys: pytest.Cap
         ({"task": "sentiment"}, "--task preferences and --data go together"),
         ({"proposer": ("model",)}, "--proposer model and --endpoint go together"),
         ({"proposer": ("mutant",)}, "unknown proposer 'mutant'"),
-        ({"start": ("dop",)}, "unknown loss to start with 'dop': did you mean 'dpo'?"),
+        ({"start": ("dop",)}, "unknown loss to start with 'dop': did you mean 'dpop' or 'dpo'?"),
         ({"candidates": None, "adapters": None, "budget": "1s"}, "--budget 1s: set-up took"),
     ],
 )

@@ -147,10 +147,10 @@ class Archive:
 
     def record(self, result: Result) -> None:
         """What one candidate got."""
-        said = result.outcome.record()
+        outcome, setting = result.outcome, result.outcome.setting
         row = (
-            *(result.candidate, result.rung, result.seed, said["beta"], said["learning_rate"]),
-            *(json.dumps(said["values"]), json.dumps(said["measures"]), result.outcome.seconds),
+            *(result.candidate, result.rung, result.seed, setting.beta, setting.learning_rate),
+            *(json.dumps(outcome.values), json.dumps(outcome.measures), outcome.seconds),
         )
         self._db.execute(f"INSERT OR REPLACE INTO results VALUES ({', '.join('?' * len(row))})", row)
 

@@ -11,6 +11,7 @@ jobs wait for one to come.
 import logging
 import math
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -69,11 +70,10 @@ class Cluster:
                 return job, self._ray.get(done[0])
             except self._lost as error:
                 what = f"candidate {', '.join(map(str, job.candidates))} on the {job.rung} rung"
-                why = str(error).strip().partition("\n")[0]
                 if tries == TRIES:
                     raise UserError(
-                        f"{what}: its worker was lost {TRIES} times, the last time so: {why} Fewer --workers leave "
-                        "more memory to each; --resume goes on"
+                        f"{what} lost its worker {TRIES} times, at last so: {_sentence(error)}; fewer --workers leave "
+                        "more memory to each, and --resume goes on"
                     ) from error
                 # What the lost try took of its device nobody knows: it is in no outcome's seconds, and so the budget
                 # does not count it.
@@ -141,11 +141,11 @@ def _join(ray: Any, config: DiscoverConfig) -> None:
     try:
         _reach(config.ray_address)
         ray.init(config.ray_address, **quiet)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        why = str(error).strip().partition("\n")[0]
+    except (OSError, ValueError, ImportError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(
-            f"--ray-address {config.ray_address}: {why}; wanted auto, HOST:PORT or ray://HOST:PORT of a cluster that "
-            "runs, or leave it out for one on this machine"
+            f"--ray-address {config.ray_address}: {_sentence(error)}; wanted auto, HOST:PORT or ray://HOST:PORT of a "
+            "cluster that runs (one that asks for a token: with RAY_AUTH_MODE=token), or leave it out for one on this "
+            "machine"
         ) from error
 
 
@@ -154,6 +154,11 @@ def _reach(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+
+
+def _sentence(error: Exception) -> str:
+    """The first of what Ray has to say."""
+    return re.split(r"\.(?:\s|$)|\n", str(error).strip())[0]
 
 
 def _execute(folder: Path, home: Path, threads: int, job: Job) -> list[Outcome]:

@@ -14,7 +14,7 @@ FILE = '''"""{title}: an objective that `sartor discover` found."""
 {imports}
 
 
-def {name}(pair: PairLogps, *, beta: float = {beta:g}) -> Float[Tensor, " pairs"]:
+def {name}(pair: PairLogps, *, beta: float = {beta}) -> Float[Tensor, " pairs"]:
     """{title}, found by search: {origin}.
 
     Formula:
@@ -71,7 +71,7 @@ def loss_source(candidate: Candidate, setting: Setting, advice: str) -> str:
         title=loss_name(candidate),
         imports="\n".join(imports),
         name=loss_name(candidate),
-        beta=setting.beta,
+        beta=float(setting.beta),
         rate=setting.learning_rate,
         origin=origin,
         formula=textwrap.indent(textwrap.fill(to_python(tree), 104, break_long_words=False), " " * 8),

@@ -53,6 +53,7 @@ class State:
 
     def record(self, rung: str, numbers: Sequence[int], outcomes: Sequence[Outcome], seed: int = 0) -> None:
         """What some candidates got on a rung, and what it cost, within a transaction of the archive."""
+        outcomes = [outcome.kept() for outcome in outcomes]
         for number, outcome in zip(numbers, outcomes, strict=True):
             self.archive.record(Result(number, rung, seed, outcome))
         self.archive.spend(rung, sum(outcome.seconds for outcome in outcomes))

@@ -59,15 +59,20 @@ def stressed(size: int) -> tuple[PairLogps, ...]:
     return tuple(stress("pairs", size))
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_is_its_hand_written_twin(name: str) -> None:
-    twin, mine = twins()[name], partial(as_loss(known(name)), beta=beta_of(name))
-    for batch in batches(Program(known(name)).mixes):
-        losses, gradients = evaluate(name, twin, batch)
-        own, pulls = evaluate(name, mine, batch)
-        torch.testing.assert_close(own, losses, rtol=1e-5, atol=1e-7)
-        for side in ("policy_chosen", "policy_rejected"):
-            torch.testing.assert_close(pulls[side], gradients[side], rtol=1e-5, atol=1e-7)
+def test_a_loss_is_its_hand_written_twin() -> None:
+    for name, twin in twins().items():
+        mine = partial(as_loss(known(name)), beta=beta_of(name))
+        for batch in batches(Program(known(name)).mixes):
+            losses, gradients = evaluate(name, twin, batch)
+            own, pulls = evaluate(name, mine, batch)
+            close(name, own, losses)
+            for side in ("policy_chosen", "policy_rejected"):
+                close(name, pulls[side], gradients[side])
+    assert set(twins()) == set(KNOWN)
+
+
+def close(name: str, one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7, msg=lambda said: f"{name}: {said}")
 
 
 @pytest.fixture
@@ -84,7 +89,6 @@ def test_traits_read_from_the_tree_are_those_measured_of_the_twin() -> None:
         assert term.name == name
         assert term.traits == examine(name, twin), name
         assert (term.beta is not None) == ("beta" in inspect.signature(twin).parameters), name
-    assert set(twins()) == set(KNOWN)
 
 
 @pytest.mark.usefixtures("quick")
@@ -117,10 +121,7 @@ def test_many_batches_at_once_are_each_alone() -> None:
         found = program.weights(together, betas)
         ones = [program.weights(batch, float(beta)) for batch, beta in zip(alone, betas, strict=True)]
         for f in fields(found):
-            stacked = torch.stack([getattr(one, f.name) for one in ones])
-            torch.testing.assert_close(
-                getattr(found, f.name), stacked, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}"
-            )
+            close(name, getattr(found, f.name), torch.stack([getattr(one, f.name) for one in ones]))
 
 
 # -- the stable form

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +13,7 @@ from sartor.evaluate.statistics import Estimate, mean
 PRICE = 0.1  # of a nat of KL, in standard deviations of the score: what the RLHF objective calls β
 NEWTON = 30  # steps to the best temperature: each at least halves what is left
 FOLDS = 2
+DIGITS = 6  # behind the point
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,10 @@ class Outcome:
         """The same with its interval, prompts as units."""
         return mean(self.values)
 
-    def record(self) -> dict[str, Any]:
-        """As it stands in the archive."""
-        return {
-            "beta": self.setting.beta,
-            "learning_rate": self.setting.learning_rate,
-            "values": [round(value, 7) for value in self.values],
-            "measures": {name: round(value, 7) for name, value in self.measures.items()},
-        }
+    def kept(self) -> "Outcome":
+        """With the digits that the archive keeps: a search must not decide by more than it finds again."""
+        digits = {name: round(value, DIGITS) for name, value in self.measures.items()}
+        return replace(self, values=tuple(round(value, DIGITS) for value in self.values), measures=digits)
 
 
 @dataclass(frozen=True)
