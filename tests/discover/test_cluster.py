@@ -131,7 +131,7 @@ def test_a_search_over_two_nodes_survives_a_killed_worker(
     assert len({node for _, _, node in done}) == 2
     again = {job: times for job, times in Counter((rung, number) for rung, number, _ in done).items() if times > 1}
     assert again == {("adapter", 2): 2}
-    assert "candidate 2 on the adapter rung lost its worker and is run again" in capsys.readouterr().err
+    assert "#2 on the adapter rung lost its worker and is run again" in capsys.readouterr().err
 
     archive = Archive(folder / "archive.sqlite", reads_only=True)
     texts = {one.number: to_python(one.tree) for one in archive.candidates() if one.tree is not None}
@@ -209,7 +209,7 @@ def test_errors_of_workers_are_readable(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(ZeroDivisionError, match="in fails"):  # with the worker's traceback
             runner.wait()
         runner.submit(a_job(3))
-        with pytest.raises(UserError, match="candidate 3 on the adapter rung lost its worker 3 times") as error:
+        with pytest.raises(UserError, match="^#3 on the adapter rung lost its worker 3 times") as error:
             runner.wait()
         assert "\n" not in str(error.value)
         assert Counter(number for _, number, _ in notes(tmp_path)) == {1: 1, 2: 1, 3: 3}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from report.test_page import Page
 
+from sartor.discover.results import BITS
 from sartor.evaluate.statistics import Estimate
 from sartor.report.discovery import _lineage, write_discovery
 from sartor.report.plots import Route, formula, frontier
@@ -110,6 +111,7 @@ def fake_search() -> Row:
         ],
         "faults": [],
         "unit": "points of vader",
+        "score": {"name": "Value of answers", "unit": "points of vader", "about": "Score: what answers are worth."},
         "comparisons": [
             {
                 "winner": name,
@@ -195,7 +197,7 @@ def test_the_answer_stands_first_and_what_it_rests_on_follows(tmp_path: Path) ->
         "Linear → real trainingscore0.72 [0.58, 0.86] n = 55 candidates foretells it",
         "Linear → real trainingmargin0.11 [−0.15, 0.37] n = 55 candidates no relation shown",
         "canary, should come last",
-        "Bits per pair against distance",
+        "Value of answers against distance",
         "The same as a table",
         "12 more",
         "inverted (canary)",
@@ -263,7 +265,7 @@ def test_a_search_that_trained_nothing_new(tmp_path: Path) -> None:
 
 
 def test_a_retrial_by_bits_shows_what_was_measured(tmp_path: Path) -> None:
-    found = fake_search() | {"unit": "bits per pair"}
+    found = fake_search() | {"unit": BITS["unit"], "score": BITS}
     for row in found["retrial"]:
         row["measures"] = {key: row["measures"][key] for key in ("accuracy", "margin", "chosen", "rejected")}
     page, html = page_of(tmp_path, found)

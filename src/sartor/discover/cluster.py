@@ -69,7 +69,7 @@ class Cluster:
             try:
                 return job, self._ray.get(done[0])
             except self._lost as error:
-                what = f"candidate {', '.join(map(str, job.candidates))} on the {job.rung} rung"
+                what = f"{', '.join(f'#{n}' for n in job.candidates)} on the {job.rung} rung"
                 if tries == TRIES:
                     raise UserError(
                         f"{what} lost its worker {TRIES} times, at last so: {_sentence(error)}; fewer --workers leave "

@@ -17,7 +17,7 @@ from sartor.discover.parts import PARTS, in_words, write_parts
 from sartor.discover.propose.grammar import WAYS, Grammar
 from sartor.discover.propose.proposal import Proposer
 from sartor.discover.race import Race
-from sartor.discover.results import BITS, best_so_far, describe, results, spent_in_words
+from sartor.discover.results import best_so_far, describe, results, score_of, spent_in_words
 from sartor.discover.runner import Local, Runner
 from sartor.discover.source import loss_name, loss_source
 from sartor.discover.state import State
@@ -61,9 +61,8 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
         _race(config, state, runner, proposers, clock, bench)
     finally:
         runner.close()
-    unit = BITS if bench.search.truth is None else f"points of {bench.search.truth.scorer} less the price of KL"
     about = {"machine": machine(), "command": run.read_json("identity.json")["command"]}
-    found = results(config, state, unit)
+    found = results(config, state)
     _write_losses(run, state, found)
     run.write_json("discovery.json", {**found, **about})
     write_discovery(run.path)
@@ -233,7 +232,7 @@ def _explained(config: DiscoverConfig, state: State, one: dict[str, Any]) -> lis
         lines.append(f"most like   {one['likeness']}")
     for rung in ("tabular", "linear", "adapter"):
         if one[rung] is not None:
-            unit = "of the optimum's gain" if rung == "tabular" else BITS
+            unit = "of the optimum's gain" if rung == "tabular" else score_of(config)["unit"]
             lines.append(f"{rung:11} {one[rung]} {unit}")
     if one["setting"]:
         lines.append(f"trained at  {one['setting']}")

@@ -9,6 +9,7 @@ from sartor.console import duration
 from sartor.discover.budget import BASELINES, kept_budget
 from sartor.discover.language.printing import to_latex, to_python
 from sartor.discover.language.program import as_term
+from sartor.discover.parts import scorer_of
 from sartor.discover.rungs.outcome import Outcome
 from sartor.discover.screens import in_words
 from sartor.discover.source import loss_name
@@ -20,12 +21,30 @@ from sartor.report.words import number
 
 LEADERS = 20
 MEASURES = ("accuracy", "margin", "chosen", "rejected")
-BITS = "bits per pair"
+# What a score is, where answers have a true score and where they have none.
+BITS = {
+    "name": "Bits per pair",
+    "unit": "bits per pair",
+    "about": "Score: 1 + mean log₂ σ(t·margin) of held-out pairs at the best t, in bits: 0 is a coin, 1 certainty.",
+}
+VALUE = {
+    "name": "Value of answers",
+    "unit": "points of {scorer} less the price of KL",
+    "about": "Score: the mean {scorer} score of answers drawn to held-out prompts, less a tenth of its spread for each "
+    "nat of KL: what RLHF maximises.",
+}
 PAIRS_OF_RUNGS = (("tabular", "linear"), ("linear", "adapter"))
 
 
-def results(config: DiscoverConfig, state: State, unit: str) -> dict[str, Any]:
-    """Everything that ``discovery.json`` holds. ``unit`` is what the scores of the retrial are in."""
+def score_of(config: DiscoverConfig) -> dict[str, str]:
+    """What candidates are judged by, in words: name, unit, and what it is."""
+    scorer = scorer_of(config)
+    return BITS if scorer is None else {name: words.format(scorer=scorer) for name, words in VALUE.items()}
+
+
+def results(config: DiscoverConfig, state: State) -> dict[str, Any]:
+    """Everything that ``discovery.json`` holds."""
+    score = score_of(config)
     finalists = state.archive.read_meta("finalists") or []
     found = comparisons(state, finalists)
     faults = state.faults()
@@ -37,9 +56,10 @@ def results(config: DiscoverConfig, state: State, unit: str) -> dict[str, Any]:
         "budget": config.budget,
         "plan": None if budget is None else str(budget),
         "spent": spent,
-        "headline": headline(state, finalists, found, faults, unit),
+        "headline": headline(state, finalists, found, faults, score["unit"]),
         "faults": faults,
-        "unit": unit,
+        "unit": score["unit"],
+        "score": score,
         "comparisons": [
             {"winner": c.winner, "other": c.other, "difference": c.difference, "verdict": c.verdict} for c in found
         ],
@@ -68,7 +88,7 @@ def headline(
     if not found:
         outcome, rival = (state.results["adapter", n] for n in (best.number, _best_known(state)))
         return [
-            f"{best.title} leads with {outcome.score} {BITS}, the best known loss has {rival.score}; there was no "
+            f"{best.title} leads with {outcome.score} {unit}, the best known loss has {rival.score}; there was no "
             "retrial, so this is a lead and no finding."
         ]
     shown = [c for c in found if c.winner == best.title]

@@ -37,7 +37,9 @@ MEASURES = {
     "rejected": ("Rejected", "the same for rejected texts"),
 }
 WITHOUT_ANSWERS = ("accuracy", "chosen", "rejected")  # what the table shows where no answers were sampled
-FLOOR = -0.25  # bits: less is drawn there, so that one broken candidate does not flatten all others
+KL = "the KL of its own answers to held-out prompts, in nats"
+MOVED = "|chosen| + |rejected|: how many nats training moved held-out chosen and rejected texts by"
+FLOOR = -0.25  # of a score: less is drawn there, so that one broken candidate does not flatten all others
 SEEN, NEAR = 20.0, 10.0  # nats: margins that curves are drawn over, and those that they are scaled by
 ORIGINS = ("named", "random", "mutate", "cross", "tune", "model")
 STEP, ROW = 118, 26  # of the lineage, in pixels
@@ -67,23 +69,25 @@ def _context(found: Row, folder: Path) -> dict[str, Any]:
         "faults": found["faults"],
         "tiles": [*_verdicts(found), _tried(found)],
         "unit": found["unit"],
+        "score": found["score"],
+        "distance_is": KL if _has_kl(rows) else MOVED,
         "retrial": _retrial(found),
         "winner": _winner(winner, folder, names) if winner else None,
         "rungs": [_correlation(row) for row in found["correlations"]],
         "points": Markup(_rungs(rows, finalists)),
-        "distance": Markup(_pareto(rows, finalists, _distance, "distance, nats", wide=True)),
-        "seconds": Markup(_pareto(rows, finalists, _seconds, "seconds of training", wide=False)),
+        "distance": Markup(_pareto(found, rows, finalists, _distance, "distance, nats", wide=True)),
+        "seconds": Markup(_pareto(found, rows, finalists, _seconds, "seconds of training", wide=False)),
         "front": [
             {
                 "name": row["name"],
-                "bits": _figure(row["adapter"]),
+                "score": _figure(row["adapter"]),
                 "distance": number(_distance(row)),
                 "seconds": duration(_seconds(row)),
             }
-            for row in _front(rows, _distance)
+            for row in _front(rows, _distance, _nothing(found))
         ],
         "floor": number(FLOOR, 2),
-        "below": sum(_bits(row["adapter"]).value == FLOOR for row in rows),
+        "below": sum(_drawn(row["adapter"]).value == FLOOR for row in rows),
         "lineage": _lineage(found["lineage"], winner["number"] if winner else None),
         "leaders": [_candidate(row, names) for row in found["leaders"]],
         "known": [_candidate(row, names) for row in found["known"]],
@@ -136,11 +140,11 @@ def _verdicts(found: Row) -> list[Tile]:
 def _lead(found: Row) -> Tile:
     """What the search itself says of its winner, which is no finding."""
     own = _estimate(found["winner"]["adapter"])
-    known = [row for row in found["known"] if not row["canary"] and math.isfinite(_bits(row["adapter"]).value)]
+    known = [row for row in found["known"] if not row["canary"] and math.isfinite(_drawn(row["adapter"]).value)]
     rival = max(known, key=lambda row: _estimate(row["adapter"]).value, default=None)
     other = _estimate(rival["adapter"]) if rival else own
     placed = strip({"muted": other, "blue": own}, min(0.0, own.low, other.low), 1.0, 0.0)
-    gloss = "Bits per pair where it was searched for: too high, as the best of many is lucky too. 0 is a coin."
+    gloss = f"{found['score']['name']} where it was searched for: too high, as the best of many is lucky too."
     if rival:
         gloss += f" The best known loss, {rival['name']}, has {figure(other)} (grey)."
     word = DOUBTED if found["faults"] else "a lead and no finding"
@@ -260,14 +264,20 @@ def _certain(value: float) -> Estimate:
     return Estimate(value, value, value, 1)
 
 
-def _bits(raw: object) -> Estimate:
+def _drawn(raw: object) -> Estimate:
     """A score as it is drawn: no interval, and not below the floor."""
     value = _estimate(raw).value
     return _certain(value if math.isnan(value) else max(value, FLOOR))
 
 
+def _has_kl(rows: Sequence[Row]) -> bool:
+    return any("kl" in row["measures"] for row in rows)
+
+
 def _distance(row: Row) -> float:
-    """Nats that training moved held-out texts by, chosen and rejected together."""
+    """Nats from the start: the KL of its answers, or where it drew none how far training moved held-out texts."""
+    if "kl" in row["measures"]:
+        return as_float(row["measures"]["kl"])
     return abs(as_float(row["measures"].get("chosen"))) + abs(as_float(row["measures"].get("rejected")))
 
 
@@ -277,7 +287,7 @@ def _seconds(row: Row) -> float:
 
 def _rungs(rows: Sequence[Row], finalists: set[str]) -> str:
     """Every candidate that was on both rungs, and where they would lie if both said the same."""
-    points = {row["number"]: (_bits(row["linear"]), _bits(row["adapter"])) for row in rows}
+    points = {row["number"]: (_drawn(row["linear"]), _drawn(row["adapter"])) for row in rows}
     finite = [x.value for a, b in points.values() for x in (a, b) if math.isfinite(a.value + b.value)]
     ends = [(_certain(x), _certain(x)) for x in (min(finite), max(finite))] if finite else []
     same = Route("rule", ends, "", "--")
@@ -295,9 +305,16 @@ def _placed(rows: Sequence[Row], points: Mapping[int, tuple[Estimate, Estimate]]
     return [Route(COLOURS["found"], others, "", "o"), *alone]
 
 
-def _front(rows: Sequence[Row], price: Callable[[Row], float]) -> list[Row]:
-    """Better than a coin, and nothing else both better and cheaper; cheapest first. Canaries stay out of it."""
-    able = [r for r in rows if not r["canary"] and math.isfinite(price(r)) and _estimate(r["adapter"]).value > 0]
+def _nothing(found: Row) -> float:
+    """The score of no training at all, which the canary of zero has."""
+    zero = next((row for row in found["known"] if row["canary"] and row["name"] == "zero"), None)
+    value = _estimate(zero["adapter"]).value if zero else 0.0
+    return value if math.isfinite(value) else 0.0
+
+
+def _front(rows: Sequence[Row], price: Callable[[Row], float], least: float) -> list[Row]:
+    """Better than ``least``, and nothing else both better and cheaper; cheapest first. Canaries stay out of it."""
+    able = [r for r in rows if not r["canary"] and math.isfinite(price(r)) and _estimate(r["adapter"]).value > least]
     front: list[Row] = []
     for row in sorted(able, key=lambda r: (price(r), -_estimate(r["adapter"]).value)):
         if not front or _estimate(row["adapter"]).value > _estimate(front[-1]["adapter"]).value:
@@ -305,15 +322,17 @@ def _front(rows: Sequence[Row], price: Callable[[Row], float]) -> list[Row]:
     return front
 
 
-def _pareto(rows: Sequence[Row], finalists: set[str], price: Callable[[Row], float], across: str, *, wide: bool) -> str:
+def _pareto(
+    found: Row, rows: Sequence[Row], finalists: set[str], price: Callable[[Row], float], across: str, *, wide: bool
+) -> str:
     """Score against a price on a scale of powers, with the front as stairs."""
     able = [row for row in rows if not row["canary"] and price(row) > 0]
-    points = {row["number"]: (_certain(price(row)), _bits(row["adapter"])) for row in able}
-    front = [points[row["number"]] for row in _front(able, price)]
-    corners = [(right, bits) for (_, bits), (right, _) in pairwise(front)]
+    points = {row["number"]: (_certain(price(row)), _drawn(row["adapter"])) for row in able}
+    front = [points[row["number"]] for row in _front(able, price, _nothing(found))]
+    corners = [(right, up) for (_, up), (right, _) in pairwise(front)]
     stairs = [point for pair in zip(front, [*corners, *front[-1:]], strict=True) for point in pair]
     routes = _placed(able, points, finalists)
-    name = f"Bits per pair against {across}"
+    name = f"{found['score']['name']} against {across}"
     return frontier([Route("blue", stairs, "", "-"), *routes], name=name, across=across, wide=wide, log=True)
 
 
