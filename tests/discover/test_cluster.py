@@ -209,7 +209,7 @@ def test_errors_of_workers_are_readable(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(ZeroDivisionError, match="in fails"):  # with the worker's traceback
             runner.wait()
         runner.submit(a_job(3))
-        with pytest.raises(UserError, match="^#3 on the adapter rung lost its worker 3 times") as error:
+        with pytest.raises(UserError, match=r"^#3 on the adapter rung lost its worker 3 times") as error:
             runner.wait()
         assert "\n" not in str(error.value)
         assert Counter(number for _, number, _ in notes(tmp_path)) == {1: 1, 2: 1, 3: 3}

@@ -59,7 +59,6 @@ def signature(name: str) -> Any:
 def _part_of_the_catalogue() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(screens, "candidates", part_of_the_catalogue)
-        patched.setattr(screens, "entry", hand_written)  # which has a term, as an entry has
         screens._catalogue.cache_clear()
         yield
     screens._catalogue.cache_clear()

@@ -111,7 +111,7 @@ class DiscoverConfig(Checked):
     workers: Annotated[int, NOT_BELOW_0] = 0
     """Run rungs as so many Ray tasks at a time (sartor[ray]); 0: in this process."""
     ray_address: OptionalText = None
-    """Ray cluster to join, such as auto or ray://head:10001; by default one on this machine."""
+    """Ray cluster to join, HOST:PORT or auto; by default one on this machine."""
     seed: Seed = 0
     """Same seed, same machine, same search."""
     resume: bool = False

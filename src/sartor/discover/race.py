@@ -5,7 +5,8 @@ candidate that deserves it goes up, else new ones come in at the bottom. Differe
 by the fitness that it may be expected to have on the top rung (``State.expected``), so that a rung that foretells
 nothing decides nothing; and one in ten goes up by lot, so that what a rung foretells is measured on all kinds.
 
-All decisions follow from the archive and the seed: a search that was killed goes on as if it had not been.
+All decisions follow from the archive and the seed, and where several jobs run at a time from the order in which they
+end. One after the other, a search that was killed goes on as if it had not been.
 """
 
 import time
@@ -51,7 +52,7 @@ class Race:
         self.config, self.state, self.runner, self.told = config, state, runner, told
         self.proposers = {proposer.name: proposer for proposer in proposers}
         self.budget: Budget | None = None
-        self.open: dict[tuple[str, int], Job] = {}
+        self.open: list[Job] = []
 
     def begin(self) -> None:
         """Known losses and canaries on all rungs: what everything else is measured by, and what it costs."""
@@ -63,33 +64,33 @@ class Race:
         """New candidates, until the plan is worked off or the time for the race is over."""
         self.budget = budget
         reserve = budget.seeds * (self.config.finalists + len(BASELINES)) * budget.unit["retrial"]
-        self._work(self._next, lambda job: clock.left - reserve > _cost(job, budget.unit))
+        self._work(self._next, lambda job: clock.left - reserve > _cost([*self.open, job], budget.unit))
 
     def retry(self, budget: Budget, clock: Clock) -> None:
         """Winners and what they are compared with, with fresh seeds, where the search never was."""
         done = {(r.candidate, r.seed) for r in self.state.archive.results() if r.rung == "retrial"}
         jobs = iter([job for job in self._retrial(budget) if (job.candidates[0], job.seed) not in done])
-        self._work(lambda: next(jobs, None), lambda job: clock.left > budget.unit["retrial"])
+        self._work(lambda: next(jobs, None), lambda job: clock.left > _cost([*self.open, job], budget.unit))
 
     def _work(self, following: Callable[[], Job | None], affordable: Callable[[Job], bool] = lambda job: True) -> None:
         """Have jobs done until there is none, or none that can be afforded."""
         stopped = False
         while True:
-            while not stopped and len({id(job) for job in self.open.values()}) < self.runner.slots:
+            while not stopped and len(self.open) < self.runner.slots:
                 job = following()
                 if job is None:
                     break
                 if not affordable(job):
                     stopped = True
                     break
-                self.open |= {(job.rung, number): job for number in job.candidates}
+                self.open.append(job)
                 self.runner.submit(job)
             if not self.open:
                 return
             job, outcomes = self.runner.wait()
             with self.state.archive.writing():
                 self.state.record(job.rung, job.candidates, outcomes, job.seed)
-            self.open = {key: other for key, other in self.open.items() if other is not job}
+            self.open = [other for other in self.open if other is not job]
             self.told(job.rung)
 
     def _found(self) -> None:
@@ -166,11 +167,11 @@ class Race:
         entered = sum(n not in started for n in self._all("linear"))
         waiting = [n for n, one in state.candidates.items() if one.trains and not self._has("linear", n)]
         room = self.budget.linear - entered
-        if room > 0 and not waiting and not any(rung == "linear" for rung, _ in self.open):
+        if room > 0 and not waiting and not self._open("linear"):
             waiting = self._generation()
         if room > 0 and waiting:
             return self._job("linear", waiting[: min(BATCH, room)])
-        if not any(rung == "linear" for rung, _ in self.open) and trained < self.budget.adapters and judged:
+        if not self._open("linear") and trained < self.budget.adapters and judged:
             return self._promotion(trained)
         return None
 
@@ -284,11 +285,15 @@ class Race:
 
     def _has(self, rung: str, number: int) -> bool:
         """Whether a candidate has been on a rung, or is on it now."""
-        return (rung, number) in self.state.results or (rung, number) in self.open
+        return (rung, number) in self.state.results or number in self._open(rung)
 
     def _all(self, rung: str) -> list[int]:
         """Numbers of the candidates that have been on a rung, or are on it now."""
-        return [*self.state.on(rung), *(number for at, number in self.open if at == rung)]
+        return [*self.state.on(rung), *self._open(rung)]
+
+    def _open(self, rung: str) -> list[int]:
+        """Numbers of the candidates that are on a rung now."""
+        return [number for job in self.open if job.rung == rung for number in job.candidates]
 
 
 def _tabular(found: Sequence[Candidate], seed: int) -> tuple[dict[int, Outcome], float]:
@@ -306,5 +311,5 @@ def _share(correlation: Estimate) -> float:
     return next((share for above, share in KEPT.items() if correlation.low > above), 1.0)
 
 
-def _cost(job: Job, unit: Mapping[str, float]) -> float:
-    return len(job.candidates) * unit[job.rung]
+def _cost(jobs: Sequence[Job], unit: Mapping[str, float]) -> float:
+    return sum(len(job.candidates) * unit[job.rung] for job in jobs)

@@ -6,8 +6,8 @@ call: of a tree the inputs, the batch statistics and the order of the batch are 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sartor.discover.language.expression import Expression
 from sartor.discover.language.program import BETA, Program, as_term, sides_of
-from sartor.objectives.catalogue import candidates, entry
+from sartor.objectives.catalogue import candidates
 from sartor.objectives.contract import Inputs, stress
 from sartor.objectives.shape import LENGTHS, MARGINS, SHIFTS, Candidate, Likeness, Shape, fingerprint, grid, shape
 from sartor.types import PairLogps
@@ -127,7 +127,8 @@ def _catalogue() -> tuple[tuple[Candidate, ...], Tensor]:
     pairs = [one for one in candidates() if one.term.traits.kind == "pairs"]
     for name in dict.fromkeys(one.term.name for one in pairs if one.term.beta is not None):
         # At the β of the screens too, so that a known loss is itself and not its neighbour's at the next β.
-        own = entry(name, BETA).term
+        term = next(one.term for one in pairs if one.term.name == name)
+        own = replace(term, loss=partial(term.loss, beta=BETA), beta=BETA)
         pairs.append(Candidate(own, fingerprint(own)))
     return tuple(pairs), torch.from_numpy(np.stack([one.fingerprint for one in pairs])).float()
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from sartor import plugins
 from sartor.data.trees import split_by_budget
 from sartor.discover.language.expression import Expression
-from sartor.discover.language.program import as_term
+from sartor.discover.language.program import Program, as_term
 from sartor.discover.material import Material, Part, Truth
 from sartor.discover.rungs.outcome import Outcome, Setting, judged
-from sartor.discover.screens import NOTHING, screen
+from sartor.discover.screens import fingerprints
 from sartor.evaluate.answers import answers_of
 from sartor.evaluate.diversity import distinct_n
 from sartor.evaluate.on_policy import look_at
@@ -60,7 +60,7 @@ class Adapters:
         """Train a fresh adapter by a candidate; it stays on the network."""
         material, recipe = self.material, self.material.recipe
         self.reset(seed)
-        if screen(tree, setting.beta).refusal == NOTHING:
+        if not fingerprints(Program(tree), (setting.beta,)).any():
             return  # AdamW does not move by a gradient of zero, and so need not be asked
         objective = Objective((as_term(tree, beta=setting.beta),))
         model, data = material.model, material.train.data
