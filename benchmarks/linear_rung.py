@@ -31,7 +31,9 @@ MORE = {
     "exponential": "exp(-(beta * margin))",
     "lrml wide": "sigmoid(-margin / 5) * softplus(-(beta * margin)) + sigmoid(margin / 5) * exp(-(beta * margin))",
 }
-OBJECTIVES = [name for name in KNOWN if name not in ("robust", "r_dpo", "dpo_norm", "ipo", "aqfl")]
+# The most unlike first, since each takes a while and what is there is told after each.
+FIRST = ("dpo", "inverted", "sft", "simpo", "lrml", "dpop", "apo_down", "unlikelihood", "orpo", "hinge", "chosen only")
+LIKE_OTHERS = ("robust", "r_dpo", "dpo_norm", "ipo", "aqfl")
 MEASURES = ("fitness", "accuracy", "margin", "chosen", "rejected")
 BETA = {"simpo": 2.0, "alphapo": 2.0, "nca": 0.1, "sppo": 0.05, "cal_dpo": 0.05}  # 0.1 for the others
 
@@ -50,7 +52,7 @@ def main() -> None:
     run.write_json("kernel.json", seconds_of_kernel)
     done = run.read_json("fidelity.json") or {}
     rate = min(setting.learning_rate for setting in bench.settings)
-    for name in [*OBJECTIVES, *MORE, *CANARIES]:
+    for name in dict.fromkeys([*FIRST, *MORE, *(name for name in KNOWN if name not in LIKE_OTHERS), "zero"]):
         if name in done:
             continue
         tree = parse_objective(MORE[name]) if name in MORE else known(name)
@@ -63,13 +65,14 @@ def main() -> None:
             "real": {"fitness": real.fitness, **real.measures, "seconds": real.seconds},
         }
         run.write_json("fidelity.json", done)
-        print(name, json.dumps(done[name]), flush=True)
-    RESULT.write_text(json.dumps(summary(bench, done, seconds_of_kernel), indent=1, ensure_ascii=False) + "\n")
+        print(f"\n{name}: {setting}", flush=True)
+        found = summary(bench, done, seconds_of_kernel)
+        RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(RESULT)
 
 
 def summary(bench: Workbench, done: dict, seconds_of_kernel: float) -> dict:
-    objectives = [name for name in done if name not in CANARIES]
+    objectives = [name for name in done if name != "zero"]
     found = {
         measure: rank_correlation(
             [done[name]["linear"][measure] for name in objectives], [done[name]["real"][measure] for name in objectives]
@@ -77,7 +80,7 @@ def summary(bench: Workbench, done: dict, seconds_of_kernel: float) -> dict:
         for measure in MEASURES
     }
     for measure, estimate in found.items():
-        print(f"{measure:10} Spearman {estimate}, {estimate.n} objectives")
+        print(f"{measure:10} Spearman {estimate}, {estimate.n} objectives", flush=True)
     material = bench.search
     return {
         "machine": machine(),

@@ -2,9 +2,9 @@
 
     python benchmarks/named_losses.py --output runs/named [any option of sartor discover]
 
-β and learning rate of each are chosen on the linear rung; then each trains for real with seeds 0 to 4. Published: DiscoPOP
-(arXiv 2406.08414), AlpacaEval win rates against GPT-4 (table 1) and rewards of its IMDb runs at β = 0.05 (its released
-results). Writes benchmarks/results/named_losses.json, and goes on where it stopped.
+β and learning rate of each are chosen on the linear rung; then each trains for real with seeds 0 to 4. Published by
+DiscoPOP (arXiv 2406.08414): AlpacaEval win rates against GPT-4 (table 1), and rewards of its IMDb runs at β = 0.05 (its
+released results). Writes benchmarks/results/named_losses.json, and goes on where it stopped.
 """
 
 import json

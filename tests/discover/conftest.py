@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 
+from sartor.config import DiscoverConfig
+from sartor.discover.command import run_discover
 
-@pytest.fixture
-def options(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
+
+@pytest.fixture(scope="session")
+def small(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of ``DiscoverConfig``: some dozen candidates, two of them really trained. Capital letters are preferred."""
     rows = [{"prompt": f"Name {i}. ", "chosen": f"A{i} YES", "rejected": f"b{i} no"} for i in range(24)]
-    (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = tmp_path_factory.mktemp("data") / "prefs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "model": str(tiny_folder),
         "task": "preferences",
-        "data": str(tmp_path / "prefs.jsonl"),
-        "output": tmp_path / "search",
+        "data": str(data),
         "start": ("dpo", "hinge"),
         "candidates": 40,
         "adapters": 2,
@@ -25,3 +28,19 @@ def options(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "batch_size": 2,
         "dtype": "float32",
     }
+
+
+@pytest.fixture
+def options(small: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The same, with a folder of its own."""
+    return {**small, "output": tmp_path / "search"}
+
+
+@pytest.fixture(scope="session")
+def whole(small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a search, run once without interruption."""
+    folder = tmp_path_factory.mktemp("search") / "whole"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SARTOR_CACHE", str(folder.parent / "cache"))
+        run_discover(DiscoverConfig(**small, output=folder), "sartor discover ...")
+    return folder

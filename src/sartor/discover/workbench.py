@@ -20,7 +20,6 @@ from sartor.discover.parts import read_part, scorer_of
 from sartor.discover.rungs.adapter import Adapters
 from sartor.discover.rungs.linear import Kernel, kernel_of, run_linear
 from sartor.discover.rungs.outcome import Outcome, Setting
-from sartor.discover.rungs.tabular import run_tabular
 from sartor.model.forward import check
 from sartor.model.load import LanguageModel, fingerprint, load
 from sartor.rollout.local import Sampling, sample
@@ -93,18 +92,12 @@ class Workbench:
     def execute(self, job: Job) -> list[Outcome]:
         """Try the candidates of a job, in their order."""
         trees = [parse(text) for text in job.texts]
-        if job.rung == "tabular":
-            began = time.perf_counter()
-            found = run_tabular(trees, self.config.seed)
-            share = (time.perf_counter() - began) / len(trees)
-            return [replace(one, seconds=share) for one in found]
         if job.rung == "linear":
             return run_linear(self.search, self.kernel, trees, self.settings)
-        settings = job.settings
-        if job.rung == "adapter":
-            return [self.adapters.run(t, s, job.seed) for t, s in zip(trees, settings, strict=True)]
-        retrial = replace(self.adapters, material=self.retrial)
-        return [retrial.run(t, s, job.seed) for t, s in zip(trees, settings, strict=True)]
+        adapters = self.adapters
+        if job.rung == "retrial":
+            adapters = replace(adapters, material=self.retrial)
+        return [adapters.run(tree, at, job.seed) for tree, at in zip(trees, job.settings, strict=True)]
 
     @cached_property
     def kernel(self) -> Kernel:
