@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sartor.cli import parse
 from sartor.config import DiscoverConfig, to_yaml
-from sartor.discover.language.known import CANARIES, KNOWN, known
+from sartor.discover.language.known import KNOWN, known
 from sartor.discover.language.parse import parse as parse_objective
 from sartor.discover.parts import write_parts
 from sartor.discover.rungs.linear import run_linear
