@@ -29,7 +29,7 @@ from sartor.train.run import RunFolder
 BETAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # every candidate chooses for itself from these ...
 ANSWERS = 2  # to each held-out prompt, by which a candidate is judged on the way
 TIMED = 16  # answers that the time of sampling is foretold from
-RATES = (2.5, 6.0)  # ... and from these multiples of the default learning rate of an adapter
+RATES = (1.0, 2.5, 6.0)  # ... and from these multiples of the default learning rate of an adapter
 
 
 @dataclass(frozen=True)
