@@ -35,7 +35,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment, "_call", _here)  # arms of compare in this process: starting Python takes longer
-    rows = [{"prompt": f"Name {i}. ", "chosen": f"A{i} yes", "rejected": f"b{i} no"} for i in range(12)]
+    rows = [{"prompt": f"Name {i}. ", "chosen": f"A{i} yes", "rejected": f"b{i} no"} for i in range(16)]
     (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     judged = [{"prompt": f"Name {i}. ", "completion": f"A{i} yes", "label": i % 2 == 0} for i in range(12)]
     (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
@@ -92,7 +92,7 @@ def _tiny(words: list[str], tiny_folder: Path) -> list[str]:
     if words[0] == "discover" and words[1] != "show":
         own = ["--task", "preferences", "--data", "prefs.jsonl", "--candidates", "16", "--adapters", "1"]
         task = words.index("--task")
-        return [*words[:task], *words[task + 2 :], *own, "--seeds", "1", "--start", "dpo"]
+        return [*words[:task], *words[task + 2 :], *own, "--seeds", "0", "--start", "dpo"]
     if words[0] == "ppo":
         return [*words, "--max-new-tokens", "4", "--max-steps", "1", "--eval-fraction", "0.5"]
     return [*words, "--max-new-tokens", "4"] if words[0] == "sample" else words

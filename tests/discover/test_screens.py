@@ -97,7 +97,7 @@ def test_what_teaches_nothing_or_the_opposite_is_refused(text: str, said: str) -
     found = screened(text)
     assert re.search(said, found.refusal)
     assert found.likeness is None
-    assert not found.is_known
+    assert found.likeness.cosine < screens.SAME
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_cell_is_nearly_dpo() -> None:
     """By its name it is itself; without itself, DPO at about β 0.07, short of being the same."""
     found = screened("cell")
     assert (found.likeness.name, found.likeness.beta) == ("cell", pytest.approx(BETA, rel=0.02))
-    assert found.is_known
+    assert found.likeness.cosine >= screens.SAME
     only_dpo = [one for one in part_of_the_catalogue() if one.term.name == "dpo"]
     likeness = nearest(as_term(known("cell"), "cell", BETA), only_dpo)
     assert likeness.beta == pytest.approx(0.07, rel=0.1)
@@ -277,7 +277,7 @@ def test_cell_is_nearly_dpo() -> None:
 )
 def test_dpo_in_disguise_is_named_with_its_beta(text: str, beta: float, at: float) -> None:
     found = screened(text, beta)
-    assert found.is_known
+    assert found.likeness.cosine >= screens.SAME
     assert found.likeness.name == "dpo"
     assert found.likeness.beta == pytest.approx(at, rel=0.01)
     assert found.likeness.cosine == pytest.approx(1.0, abs=1e-5)
@@ -287,7 +287,7 @@ def test_dpo_in_disguise_is_named_with_its_beta(text: str, beta: float, at: floa
 def test_dpo_is_dpo_between_the_betas_of_the_catalogue(text: str) -> None:
     for beta in (0.02, 0.03, 0.07, 0.2, 0.6):
         found = screened(text, beta)
-        assert found.is_known
+        assert found.likeness.cosine >= screens.SAME
         assert found.likeness.name == "dpo"
         assert found.likeness.beta == pytest.approx(beta, rel=0.15)
 
@@ -303,7 +303,7 @@ def test_a_loss_of_the_catalogue_is_itself_at_the_beta_of_the_screens() -> None:
     """Among them cousins of DPO, which are the same as it at some β."""
     for name in set(PART) & set(KNOWN):
         found = screened(name, 0.1)
-        assert found.is_known
+        assert found.likeness.cosine >= screens.SAME
         assert found.likeness.name == name
         assert found.likeness.beta in (None, pytest.approx(0.1))
         assert found.likeness.cosine == pytest.approx(1.0, abs=1e-6)
@@ -316,13 +316,13 @@ def test_between_the_betas_of_the_catalogue_a_loss_may_fall_short_of_itself(name
     assert found.likeness.name == name
     assert found.likeness.beta == pytest.approx(beta, rel=0.15)
     assert 0.995 < found.likeness.cosine < SAME
-    assert not found.is_known
+    assert found.likeness.cosine < screens.SAME
 
 
 def test_another_loss_is_not_known() -> None:
     found = screened("-log_sigmoid(beta * margin) + 0.02 * relu(-chosen_logratio)")
     assert found.refusal == ""
-    assert not found.is_known
+    assert found.likeness.cosine < screens.SAME
     assert found.likeness.cosine < SAME
 
 

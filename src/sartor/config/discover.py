@@ -59,7 +59,7 @@ class DiscoverConfig(Checked):
     score: OptionalText = None
     """With --task preferences: judge finalists by this scorer of sampled answers, a name or file.py:function."""
     budget: Annotated[str, Wanted("a time such as 30m, 2h or 1h30m", lambda text: seconds_of(text) > 0)] = "1h"
-    """Device time for all of it, never overrun: set-up, search, and the retrial of the winners."""
+    """Device time: set-up, search, and the retrial of the winners. What known losses cost here decides the plan."""
     proposer: Annotated[tuple[str, ...], NAMES] = ("random", "mutate", "cross", "tune")
     """Who invents: random, mutate, cross, tune (of the grammar), model (needs --endpoint); a bandit mixes several."""
     start: Annotated[tuple[str, ...], NAMES] = NAMED
@@ -70,7 +70,7 @@ class DiscoverConfig(Checked):
     """Of these, how many are really trained, in place of what the budget allows."""
     finalists: Count = 1
     """Winners to train again on data and prompts that the search never touched."""
-    seeds: Annotated[int, NOT_BELOW_0] = 3
+    seeds: Annotated[int, Wanted("0, or 2 and more: one has no interval", lambda value: value == 0 or value > 1)] = 3
     """Fresh seeds of that retrial, for winners and for dpo, simpo and lrml alike; 0: none, and no verdict."""
 
     endpoint: OptionalText = None

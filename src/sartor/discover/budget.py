@@ -15,6 +15,7 @@ from sartor.discover.archive import Archive
 from sartor.errors import UserError
 
 PER_ADAPTER = 25  # candidates through the linear rung for each that is really trained
+LEAST_SEEDS = 2  # one has no interval
 SPARE = 1.05  # of what a forecast says, for what it does not foresee
 BASELINES = ("dpo", "simpo", "lrml")  # what a winner has to be better than
 
@@ -29,6 +30,7 @@ class Budget:
         seeds: of the retrial.
         forecast: seconds of the whole, set-up included.
         unit: seconds of one candidate by rung, the retrial's too.
+        given: the time that it was made for.
     """
 
     linear: int
@@ -36,6 +38,7 @@ class Budget:
     seeds: int
     forecast: float
     unit: Mapping[str, float]
+    given: str
 
     def __str__(self) -> str:
         retrial = f"{self.seeds} fresh seeds for the retrial" if self.seeds else "no retrial"
@@ -71,7 +74,7 @@ def make_budget(config: DiscoverConfig, unit: Mapping[str, float], spent: float)
     else:
         seeds = config.seeds
         # A shorter retrial leaves room for a search at all; what it can show is told by its interval.
-        while seeds > 1 and SPARE * (seeds * arms * unit["retrial"] + 2 * each) > left:
+        while seeds > LEAST_SEEDS and SPARE * (seeds * arms * unit["retrial"] + 2 * each) > left:
             seeds -= 1
         room = left / SPARE - seeds * arms * unit["retrial"]
         if room < each:
@@ -84,13 +87,17 @@ def make_budget(config: DiscoverConfig, unit: Mapping[str, float], spent: float)
         adapters = config.adapters or int(room / each)
         linear = PER_ADAPTER * adapters
     forecast = spent + linear * race + adapters * unit["adapter"] + seeds * arms * unit["retrial"]
-    return Budget(linear, adapters, seeds, forecast, dict(unit))
+    return Budget(linear, adapters, seeds, forecast, dict(unit), config.budget)
 
 
-def kept_budget(archive: Archive) -> Budget | None:
-    """The plan of a search that was begun."""
+def kept_budget(archive: Archive, config: DiscoverConfig) -> Budget | None:
+    """The plan of a search that was begun; made anew where it resumes with another budget and no winner is chosen."""
     found = archive.read_meta("budget")
-    return None if found is None else Budget(**found)
+    if found is None:
+        return None
+    if found["given"] == config.budget or archive.read_meta("finalists") is not None:
+        return Budget(**found)
+    return make_budget(config, found["unit"], sum(archive.spent().values()))
 
 
 class Clock:

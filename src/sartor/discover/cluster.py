@@ -43,7 +43,7 @@ class Cluster:
     def __init__(self, config: DiscoverConfig) -> None:
         self.slots = config.workers
         self._folder = config.output.absolute()
-        self._ray = _ray()
+        self._ray = import_ray()
         self._ours = not self._ray.is_initialized()
         if self._ours:
             _join(self._ray, config)
@@ -119,7 +119,8 @@ def _part(units: Sequence[int], workers: int) -> float:
     return math.floor(1e4 / math.ceil(workers / sum(units))) / 1e4  # Ray counts in ten-thousandths
 
 
-def _ray() -> Any:
+def import_ray() -> Any:
+    """Ray, where it is installed."""
     try:
         import ray
     except ImportError as error:

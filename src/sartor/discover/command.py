@@ -4,16 +4,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sartor import plugins
 from sartor.config import DiscoverConfig, from_yaml
 from sartor.config.discover import seconds_of
 from sartor.console import duration, progress, say
 from sartor.discover.archive import Archive
 from sartor.discover.budget import BASELINES, Clock, kept_budget, make_budget
-from sartor.discover.language.known import CANARIES
+from sartor.discover.cluster import Cluster, import_ray
+from sartor.discover.language.known import CANARIES, KNOWN
 from sartor.discover.language.program import BETA
-from sartor.discover.parts import PARTS, in_words, write_parts
+from sartor.discover.parts import PARTS, in_words, scorer_of, write_parts
 from sartor.discover.propose.grammar import WAYS, Grammar
 from sartor.discover.propose.proposal import Proposer
 from sartor.discover.race import Race
@@ -26,7 +28,11 @@ from sartor.errors import UserError, unknown
 from sartor.machine import machine, set_up_memory
 from sartor.model.load import fingerprint, load
 from sartor.report.discovery import write_discovery
+from sartor.rewards.scoring import score_texts
 from sartor.train.run import RunFolder
+
+if TYPE_CHECKING:
+    from sartor.discover.propose.endpoint import Endpoint, Exchange
 
 FREE = ("budget", "workers", "ray_address", "endpoint", "endpoint_key", "max_tokens", "max_cost")
 MODEL = "model"
@@ -41,21 +47,26 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
     run = RunFolder(config.output)
     run.check(config, may_change=FREE)
     if config.resume and run.finished:
-        return _told(run, State(Archive(run.path / "archive.sqlite", reads_only=True), BETA))
+        return _told(run)
+    endpoint = _checked(config)
     set_up_memory(config.token_budget)
     model = load(config.model, config.dtype, config.lora_r, None, config.seed)
     run.open(config, {"model": fingerprint(model)}, command)
     archive = Archive(run.path / "archive.sqlite")
-    proposers = _proposers(config, archive)
+    proposers: list[Proposer] = [Grammar(name) for name in config.proposer if name != MODEL]
+    if endpoint is not None:
+        proposers.append(_language_model(endpoint, archive))
     clock = Clock(config, archive)
     say(f"search  {_searched(config)}")
     bench = Workbench(config.output, model)
     _charged(archive, "answers", lambda: write_parts(config, run))
     began = time.perf_counter()
     _charged(archive, "reference and kernel", lambda: bench.kernel)
+    if config.seeds:
+        _charged(archive, "reference of the retrial", lambda: bench.retrial)
     parts = [bench.search.train, bench.search.held_out]
     say(f"shared  {in_words(dict(zip(PARTS, parts, strict=False)), time.perf_counter() - began)}")
-    state = State(archive, BETA)
+    state = State(archive, BETA, score_of(config)["unit"])
     runner = _runner(config, bench)
     try:
         _race(config, state, runner, proposers, clock, bench)
@@ -66,7 +77,7 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
     _write_losses(run, state, found)
     run.write_json("discovery.json", {**found, **about})
     write_discovery(run.path)
-    return _told(run, state)
+    return _told(run)
 
 
 def _race(
@@ -77,11 +88,12 @@ def _race(
     known = len({*config.start, *(BASELINES if config.seeds else ())}) + len(CANARIES)
     with progress("known losses", known) as advance:
         race.told = lambda rung: advance(rung == "adapter", best_so_far(state))
-        race.begin()
-    budget = kept_budget(state.archive)
+        race.begin(clock)
+    for fault in state.faults():
+        say(f"note    {fault}: unless that changes, nothing that is found can be believed")
+    budget = kept_budget(state.archive, config)
     if budget is None:
-        unit = _unit_costs(state, bench)
-        budget = make_budget(config, unit, sum(state.archive.spent().values()))
+        budget = make_budget(config, _unit_costs(state, bench), sum(state.archive.spent().values()))
         with state.archive.writing():
             state.archive.write_meta("budget", budget.record())
     say(f"plan    {budget} of {config.budget}")
@@ -96,12 +108,15 @@ def _race(
 
         race.told = told
         race.run(budget, clock)
+        if race.fruitless:
+            say("note    nothing new came in five generations, so no more was asked for")
         for proposer in proposers:
             if why := getattr(proposer, "exhausted", ""):
                 say(f"note    {proposer.name}: {why}")
-    if budget.seeds and race.finalists():
-        say(f"retrial {', '.join(state.candidates[n].title for n in race.finalists())} with {budget.seeds} fresh seeds")
-        arms = len(race.finalists()) + len(BASELINES)
+    finalists = race.finalists()
+    if budget.seeds and finalists:
+        say(f"retrial {', '.join(state.candidates[n].title for n in finalists)} with {budget.seeds} fresh seeds")
+        arms = len(finalists) + len(BASELINES)
         with progress("retrial", budget.seeds * arms) as advance:
             race.told = lambda rung: advance(1)
             race.retry(budget, clock)
@@ -114,6 +129,8 @@ def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:
         # The first one on a rung pays for memory and kernels, so the middle one is the usual one.
         seconds = sorted(state.results[rung, n].seconds for n in state.on(rung))
         unit[rung] = seconds[len(seconds) // 2]
+    if not bench.config.seeds:
+        return unit | {"retrial": 0.0}
     sampling = 0.0
     if bench.retrial.truth is not None:
         more = bench.config.answers * len(set(bench.retrial.held_out.data.prompts))
@@ -130,22 +147,26 @@ def _charged(archive: Archive, what: str, work: Callable[[], Any]) -> None:
         archive.spend(what, time.perf_counter() - began)
 
 
-def _proposers(config: DiscoverConfig, archive: Archive) -> list[Proposer]:
-    found: list[Proposer] = []
+def _checked(config: DiscoverConfig) -> "Endpoint | None":
+    """What can be found wrong before anything is written or slow; the endpoint, where one is asked for.
+
+    Raises:
+        UserError: a name that is not known, a scorer that fails, Ray missing, or an endpoint that does not answer.
+    """
     for name in config.proposer:
         if name not in (*WAYS, MODEL):
             raise unknown("proposer", name, (*WAYS, MODEL))
-        found.append(_language_model(config, archive) if name == MODEL else Grammar(name))
-    return found
+    for name in config.start:
+        if name not in KNOWN:
+            raise unknown("loss to start with", name, KNOWN)
+    if scorer := scorer_of(config):
+        score_texts(plugins.resolve("rewards", scorer), ["Is it well?"], ["It is."])
+    if config.workers:
+        import_ray()
+    if config.endpoint is None or config.endpoint_model is None:
+        return None
+    from sartor.discover.propose.endpoint import Endpoint  # the client takes a while to import
 
-
-def _language_model(config: DiscoverConfig, archive: Archive) -> Proposer:
-    """The proposer that asks an endpoint, which is tried before anything slow begins."""
-    from sartor.discover.propose.endpoint import Endpoint, Exchange  # the client takes a while to import
-    from sartor.discover.propose.model import ModelProposer
-
-    assert config.endpoint is not None
-    assert config.endpoint_model is not None
     endpoint = Endpoint(
         base_url=config.endpoint,
         model=config.endpoint_model,
@@ -156,8 +177,14 @@ def _language_model(config: DiscoverConfig, archive: Archive) -> Proposer:
         price_out=config.price_out,
     )
     endpoint.check()
+    return endpoint
 
-    def keep(exchange: Exchange) -> int:
+
+def _language_model(endpoint: "Endpoint", archive: Archive) -> Proposer:
+    """The proposer that asks an endpoint, with what was spent on it before."""
+    from sartor.discover.propose.model import ModelProposer
+
+    def keep(exchange: "Exchange") -> int:
         with archive.writing():
             return archive.keep_exchange(asdict(exchange))
 
@@ -167,11 +194,7 @@ def _language_model(config: DiscoverConfig, archive: Archive) -> Proposer:
 
 
 def _runner(config: DiscoverConfig, bench: Workbench) -> Runner:
-    if not config.workers:
-        return Local(bench)
-    from sartor.discover.cluster import Cluster
-
-    return Cluster(config)
+    return Cluster(config) if config.workers else Local(bench)
 
 
 def _searched(config: DiscoverConfig) -> str:
@@ -183,17 +206,17 @@ def _searched(config: DiscoverConfig) -> str:
 
 
 def _write_losses(run: RunFolder, state: State, found: dict[str, Any]) -> None:
-    """``losses/NAME.py`` of every finalist, or of the leader where there was no retrial."""
+    """``losses/NAME.py`` of every finalist, with or without a retrial."""
     folder = run.path / "losses"
     folder.mkdir(exist_ok=True)
-    advice = " ".join(found["headline"][:1])
     for number in state.archive.read_meta("finalists") or []:
         candidate, outcome = state.candidates[number], state.results["adapter", number]
         name = loss_name(candidate)
-        RunFolder(folder).write_text(f"{name}.py", loss_source(candidate, outcome.setting, advice))
+        source = loss_source(candidate, outcome.setting, found["said"][candidate.title])
+        RunFolder(folder).write_text(f"{name}.py", source)
 
 
-def _told(run: RunFolder, state: State) -> str:
+def _told(run: RunFolder) -> str:
     found = run.read_json("discovery.json")
     losses = sorted((run.path / "losses").glob("*.py"))
     lines = ["", *found["headline"], "", f"time    {spent_in_words(found['spent'])}"]

@@ -108,11 +108,12 @@ class Truth:
     """What a policy is really for, where that can be computed: the true score of the answers it draws.
 
     ``price`` is what a nat of KL costs in units of the score; ``answers`` of up to ``max_new_tokens`` tokens are drawn
-    to each prompt.
+    to each prompt. ``on_policy`` where the held-out branches are answers that the reference drew.
     """
 
     scorer: str
     price: float
+    on_policy: bool
     answers: int
     max_new_tokens: int
 

@@ -40,6 +40,7 @@ class Sizes:
 # Prompts of the tasks are few: 160 of sentiment make 56, 28, 44 and 32.
 SIZES = {"sentiment": Sizes(56, 28), "summary": Sizes(56, 28), "preferences": Sizes(96, 96)}
 SHARES = (0.35, 0.175, 0.275, 0.2)
+FEWEST = 16
 
 
 def write_parts(config: DiscoverConfig, run: RunFolder) -> None:
@@ -52,10 +53,13 @@ def write_parts(config: DiscoverConfig, run: RunFolder) -> None:
         return
     rows = _given(config) if config.task == "preferences" else _collected(config)
     prompts = list(dict.fromkeys(repr(row["prompt"]) for row in rows))
-    if len(prompts) < 8:
-        raise UserError(f"{len(prompts)} prompts with preferences: wanted 8 or more, two for each part of the search")
+    if len(prompts) < FEWEST:
+        raise UserError(
+            f"{len(prompts)} prompts with preferences: wanted {FEWEST} or more, since a search and its retrial each "
+            "train on some and are judged by others"
+        )
     order = np.random.default_rng([config.seed, 11]).permutation(len(prompts))
-    ends = np.cumsum([max(2, round(share * len(prompts))) for share in SHARES[:-1]]).tolist()
+    ends = np.cumsum([round(share * len(prompts)) for share in SHARES[:-1]]).tolist()
     size = sizes(config)
     for name, some, most in zip(
         PARTS, np.split(order, ends), (size.train, size.held_out, size.train, size.held_out), strict=True

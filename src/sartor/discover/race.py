@@ -9,6 +9,7 @@ All decisions follow from the archive and the seed, and where several jobs run a
 end. One after the other, a search that was killed goes on as if it had not been.
 """
 
+import math
 import time
 from bisect import bisect, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +18,9 @@ from dataclasses import replace
 import numpy as np
 
 from sartor.config import DiscoverConfig
+from sartor.console import duration
 from sartor.discover.archive import Candidate
-from sartor.discover.budget import BASELINES, PER_ADAPTER, Budget, Clock
+from sartor.discover.budget import BASELINES, PER_ADAPTER, SPARE, Budget, Clock
 from sartor.discover.language.known import CANARIES, KNOWN, known
 from sartor.discover.language.printing import to_python
 from sartor.discover.propose.bandit import TOP, Record, choose
@@ -27,12 +29,14 @@ from sartor.discover.rungs.outcome import Outcome
 from sartor.discover.rungs.tabular import run_tabular
 from sartor.discover.runner import Runner
 from sartor.discover.screens import curve_of, screen
+from sartor.discover.source import STABLE
 from sartor.discover.state import CANARY, NAMED, State, behaviour_of
 from sartor.discover.workbench import Job, job_of
-from sartor.errors import UserError, unknown
+from sartor.errors import UserError
 from sartor.evaluate.statistics import Estimate
 
 GENERATION, ASKED = 32, 8  # proposals of a generation, and how many each proposer that is chosen makes of it
+FRUITLESS = 5  # generations in a row without anything new, after which no more is asked for
 BATCH = 16  # candidates of a job on the linear rung
 BY_LOT = 10  # every so manieth goes up whatever is expected of it
 KEPT = {0.3: 0.5, 0.0: 0.75}  # what the tabular rung lets through, where its correlation is shown to be above this
@@ -53,24 +57,50 @@ class Race:
         self.proposers = {proposer.name: proposer for proposer in proposers}
         self.budget: Budget | None = None
         self.open: list[Job] = []
+        self.fruitless = False  # whether nothing new comes any more
+        self._left: Callable[[], float] = lambda: math.inf
 
-    def begin(self) -> None:
-        """Known losses and canaries on all rungs: what everything else is measured by, and what it costs."""
+    def begin(self, clock: Clock) -> None:
+        """Known losses and canaries on all rungs: what everything else is measured by, and what it costs.
+
+        Raises:
+            UserError: by what the first one took, the time that is left does not pay for all of them.
+        """
         if self.state.generation < 0:
             self._found()
-        self._work(self._beginning)
+
+        def affordable(job: Job) -> bool:
+            done = [self.state.results["adapter", n].seconds for n in self.state.on("adapter")]
+            missing = len(self.state.started()) - len(done)
+            if done and missing * min(done) > clock.left:
+                raise UserError(
+                    f"--budget {self.config.budget}: a real training takes {duration(min(done))} here, and {missing} "
+                    f"known losses and canaries wait for theirs with {duration(max(0.0, clock.left))} left; --resume "
+                    "goes on with a longer --budget; fewer --prompts, shorter answers or fewer to --start take less"
+                )
+            return True
+
+        self._work(self._beginning, affordable)
 
     def run(self, budget: Budget, clock: Clock) -> None:
         """New candidates, until the plan is worked off or the time for the race is over."""
         self.budget = budget
-        reserve = budget.seeds * (self.config.finalists + len(BASELINES)) * budget.unit["retrial"]
-        self._work(self._next, lambda job: clock.left - reserve > _cost([*self.open, job], budget.unit))
+        reserve = SPARE * budget.seeds * (self.config.finalists + len(BASELINES)) * budget.unit["retrial"]
+        self._left = lambda: clock.left - reserve
+        self._work(self._next, lambda job: self._left() > _cost([*self.open, job], budget.unit))
 
     def retry(self, budget: Budget, clock: Clock) -> None:
         """Winners and what they are compared with, with fresh seeds, where the search never was."""
         done = {(r.candidate, r.seed) for r in self.state.archive.results() if r.rung == "retrial"}
-        jobs = iter([job for job in self._retrial(budget) if (job.candidates[0], job.seed) not in done])
-        self._work(lambda: next(jobs, None), lambda job: clock.left > _cost([*self.open, job], budget.unit))
+        jobs = [job for job in self._retrial(budget) if (job.candidates[0], job.seed) not in done]
+        waiting = iter(jobs)
+
+        def affordable(job: Job) -> bool:
+            # A seed counts once all arms have it, so it is begun only if there is time for all of them.
+            rest = [other for other in jobs[jobs.index(job) :] if other.seed == job.seed]
+            return clock.left > _cost([*self.open, *rest], budget.unit)
+
+        self._work(lambda: next(waiting, None), affordable)
 
     def _work(self, following: Callable[[], Job | None], affordable: Callable[[Job], bool] = lambda job: True) -> None:
         """Have jobs done until there is none, or none that can be afforded."""
@@ -94,12 +124,7 @@ class Race:
             self.told(job.rung)
 
     def _found(self) -> None:
-        names = list(self.config.start)
-        for name in names:
-            if name not in KNOWN:
-                raise unknown("loss to start with", name, KNOWN)
-        if self.config.seeds:
-            names += [name for name in BASELINES if name not in names]
+        names = dict.fromkeys([*self.config.start, *(BASELINES if self.config.seeds else ())])
         found = [
             self._screened(Proposal(known(name), origin, name=name), number, generation=0)
             for number, (name, origin) in enumerate(
@@ -115,7 +140,7 @@ class Race:
             number=number,
             generation=generation,
             origin=proposal.origin,
-            name=proposal.name,
+            name=proposal.name if generation == 0 else self._own_name(proposal.name, number),
             parents=proposal.parents,
             tree=proposal.tree,
             text=proposal.text or (to_python(proposal.tree) if proposal.tree else ""),
@@ -137,6 +162,11 @@ class Race:
             candidate = replace(candidate, behaviour=behaviour_of(candidate.tree, *curve_of(found)))
         cosine = None if found.likeness is None else found.likeness.cosine
         return replace(candidate, likeness=str(found.likeness or ""), cosine=cosine)
+
+    def _own_name(self, name: str, number: int) -> str:
+        """A name that nothing else has: neither a known loss nor an earlier candidate nor what a loss file imports."""
+        taken = {*KNOWN, *CANARIES, *STABLE, "torch", *(one.name for one in self.state.candidates.values())}
+        return f"{name}_{number}" if name in taken - {""} else name
 
     def _keep(self, found: Sequence[Candidate], outcomes: Mapping[int, Outcome], seconds: float) -> None:
         """A generation in one transaction: proposals, screens, tabular rung."""
@@ -167,7 +197,7 @@ class Race:
         entered = sum(n not in started for n in self._all("linear"))
         waiting = [n for n, one in state.candidates.items() if one.trains and not self._has("linear", n)]
         room = self.budget.linear - entered
-        if room > 0 and not waiting and not self._open("linear"):
+        if room > 0 and not waiting and not self._open("linear") and not self.fruitless:
             waiting = self._generation()
         if room > 0 and waiting:
             return self._job("linear", waiting[: min(BATCH, room)])
@@ -186,7 +216,9 @@ class Race:
 
     def _generation(self) -> list[int]:
         """Invent, screen and keep a generation; returns the numbers of those that go on. None where nobody can."""
-        while self.proposers:
+        for _ in range(FRUITLESS):
+            if self._left() < 0:
+                return []
             began, state = time.perf_counter(), self.state
             number, generation = state.next_number, state.generation + 1
             draw = np.random.default_rng([self.config.seed, 5, generation])
@@ -200,6 +232,7 @@ class Race:
             self.told("propose")
             if going := [candidate.number for candidate in kept if candidate.trains]:
                 return going
+        self.fruitless = True
         return []
 
     def _proposals(self, draw: np.random.Generator) -> list[Proposal]:
@@ -209,7 +242,7 @@ class Race:
         common = self.budget.unit["tabular"] + self.budget.unit["linear"]
         found: list[Proposal] = []
         silent: set[str] = set()
-        while len(found) < GENERATION and len(silent) < len(records):
+        while len(found) < GENERATION and len(silent) < len(records) and self._left() > 0:
             name = choose({n: r for n, r in records.items() if n not in silent}, common, draw)
             made = self.proposers[name].propose(population, ASKED, draw)
             found += made

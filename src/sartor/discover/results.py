@@ -48,7 +48,7 @@ def results(config: DiscoverConfig, state: State) -> dict[str, Any]:
     finalists = state.archive.read_meta("finalists") or []
     found = comparisons(state, finalists)
     faults = state.faults()
-    budget, spent = kept_budget(state.archive), state.archive.spent()
+    budget, spent = kept_budget(state.archive, config), state.archive.spent()
     return {
         "task": config.task,
         "model": config.model,
@@ -57,6 +57,7 @@ def results(config: DiscoverConfig, state: State) -> dict[str, Any]:
         "plan": None if budget is None else str(budget),
         "spent": spent,
         "headline": headline(state, finalists, found, faults, score["unit"]),
+        "said": {state.candidates[n].title: headline(state, [n], found, faults, score["unit"])[0] for n in finalists},
         "faults": faults,
         "unit": score["unit"],
         "score": score,

@@ -46,11 +46,6 @@ class Screened:
         """At the β it was screened at; the other rows are at small steps above it, and then at ``BETAS``."""
         return self.fingerprints[0]
 
-    @property
-    def is_known(self) -> bool:
-        """Whether it trains like a loss of the catalogue."""
-        return self.likeness is not None and self.likeness.cosine >= SAME
-
 
 def screen(tree: Expression, beta: float) -> Screened:
     """Put a candidate through all screens at one β; the first that it fails refuses it."""

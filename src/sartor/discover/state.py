@@ -29,6 +29,7 @@ class State:
 
     archive: Archive
     beta: float
+    unit: str = "bits per pair"
     candidates: dict[int, Candidate] = field(default_factory=dict)
     results: dict[tuple[str, int], Outcome] = field(default_factory=dict)  # of the first seed, by rung and number
     seen: Seen = field(default_factory=Seen)
@@ -42,7 +43,8 @@ class State:
 
     def _remember(self, candidate: Candidate) -> None:
         self.candidates[candidate.number] = candidate
-        if candidate.trains and candidate.tree is not None:
+        # What has a behaviour was new when it came, though the tabular rung may have stopped it since.
+        if candidate.behaviour and candidate.tree is not None:
             self.seen.add(candidate.number, screen(candidate.tree, self.beta))
 
     def add(self, candidates: Iterable[Candidate]) -> None:
@@ -87,8 +89,9 @@ class State:
         return next(number for number, one in self.candidates.items() if one.name == name and one.origin == NAMED)
 
     def correlation(self, lower: str, upper: str, of: Callable[[Outcome], float] = lambda one: one.fitness) -> Estimate:
-        """Spearman's ρ between two rungs, over the candidates that have been on both."""
-        both = [n for n in self.on(upper) if (lower, n) in self.results]
+        """Spearman's ρ between two rungs, over the candidates that have been on both; canaries would flatter it."""
+        canaries = set(self.canaries())
+        both = [n for n in self.on(upper) if (lower, n) in self.results and n not in canaries]
         pairs = [(of(self.results[lower, n]), of(self.results[upper, n])) for n in both]
         finite = [pair for pair in pairs if np.isfinite(pair).all()]
         return rank_correlation([a for a, _ in finite], [b for _, b in finite])
@@ -96,14 +99,16 @@ class State:
     def expected(self) -> dict[int, float]:
         """The fitness on the top rung that each candidate has, or may be expected to have from the linear rung.
 
-        Expectation is the regression of the one on the other over those that were on both: where the linear rung
-        foretells nothing its slope is 0, and what was really trained orders the rest. Never a negative slope.
+        Expectation is the regression of the one on the other over those that were on both, canaries left out, and never
+        with a negative slope. So the less the linear rung foretells, the nearer all that were only there are to the
+        mean, and the more of those really trained are ahead of them.
         """
         top = {n: self.results["adapter", n].fitness for n in self.on("adapter")}
         linear = {n: self.results["linear", n].fitness for n in self.on("linear")}
-        both = [n for n in top if n in linear and np.isfinite([top[n], linear[n]]).all()]
+        canaries = set(self.canaries())
+        both = [n for n in top if n in linear and n not in canaries and np.isfinite([top[n], linear[n]]).all()]
         if len(both) < ENOUGH or len({linear[n] for n in both}) < 2:
-            return linear
+            return linear | top
         fit = stats.linregress([linear[n] for n in both], [top[n] for n in both])
         slope = max(0.0, float(fit.slope))
         centre = np.mean([linear[n] for n in both]), np.mean([top[n] for n in both])
@@ -119,8 +124,8 @@ class State:
         """What a proposer is shown."""
         expected = self.expected()
         members = [self._member(number, expected[number]) for number in self.leaders()]
-        failed = [one for one in self.candidates.values() if one.refusal and one.origin != CANARY][-REMEMBERED:]
-        return Population(members, [Failure(one.text, one.refusal) for one in failed], self.beta)
+        failed = [one for one in self.candidates.values() if one.refusal and not one.behaviour][-REMEMBERED:]
+        return Population(members, [Failure(one.text, one.refusal) for one in failed], self.beta, self.unit)
 
     def _member(self, number: int, fitness: float) -> Member:
         candidate = self.candidates[number]

@@ -20,6 +20,7 @@ from sartor.discover.parts import read_part, scorer_of
 from sartor.discover.rungs.adapter import Adapters
 from sartor.discover.rungs.linear import Kernel, kernel_of, run_linear
 from sartor.discover.rungs.outcome import Outcome, Setting
+from sartor.errors import UserError
 from sartor.model.forward import check
 from sartor.model.load import LanguageModel, fingerprint, load
 from sartor.rollout.local import Sampling, sample
@@ -130,7 +131,11 @@ class Workbench:
         scorer, scored = scorer_of(config), parts[1].scored
         truth = None
         if scorer is not None and scored is not None:
-            truth = Truth(scorer, scored.price, answers, config.max_new_tokens)
+            if not scored.price > 0:
+                raise UserError(
+                    f"--score {scorer}: it scores all held-out answers alike, so nothing could be told apart"
+                )
+            truth = Truth(scorer, scored.price, config.task != "preferences", answers, config.max_new_tokens)
         return Material(self.model, parts[0], parts[1], recipe, truth)
 
     def seconds_per_answer(self) -> float:

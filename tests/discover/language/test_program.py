@@ -17,7 +17,7 @@ from sartor.discover.language.known import CANARIES, KNOWN, known
 from sartor.discover.language.operators import NUMBER, OPERATORS, apply
 from sartor.discover.language.parse import parse
 from sartor.discover.language.printing import to_python
-from sartor.discover.language.program import Program, as_loss, as_term, sides_of, stabilised, with_beta
+from sartor.discover.language.program import Program, as_loss, as_term, sides_of, stabilised
 from sartor.losses.dpo import dpo
 from sartor.objectives import contract
 from sartor.objectives.contract import SCALES, evaluate, examine, moderate, stress
@@ -264,14 +264,6 @@ def test_a_loss_is_the_same_where_no_gradient_is_kept() -> None:
         still = loss(pair, beta=0.1)
     assert not still.requires_grad
     torch.testing.assert_close(still, dpo(pair, beta=0.1))
-
-
-def test_a_term_is_moved_to_another_beta() -> None:
-    pair = usual()[0]
-    moved = with_beta(as_term(known("dpo"), "mine", 0.1), known("dpo"), 0.5)
-    assert (moved.name, moved.beta) == ("mine", 0.5)
-    torch.testing.assert_close(moved.loss(pair), dpo(pair, beta=0.5))
-    assert with_beta(as_term(known("sft")), known("sft"), 0.5).beta is None
 
 
 @pytest.fixture

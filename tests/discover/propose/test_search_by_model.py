@@ -41,7 +41,7 @@ def test_a_language_model_drives_a_search(
         "endpoint_model": "inventor",
         "endpoint_key": "INVENTOR_KEY",
     }
-    few = {"candidates": 4, "adapters": 1, "seeds": 1}
+    few = {"candidates": 4, "adapters": 1, "seeds": 0}
     run_discover(DiscoverConfig(**{**options, **model, **few}))
     state = State(Archive(options["output"] / "archive.sqlite", reads_only=True), BETA)
     asked = [one for one in state.candidates.values() if one.origin == "model"]

@@ -60,7 +60,7 @@ def test_gradients_are_what_a_small_step_does(road: str) -> None:
     model, some = adapted(road.split(",")[0]), trees(3)
     if "plain" in road:
         model.shares_prompts = False
-    features = gradients(model, some, token_budget=40).float()
+    features = gradients(model, some, token_budget=40)[0].float()
     assert model.shares_prompts is ("plain" not in road)
     named = [(name, p) for name, p in model.network.named_parameters() if "lora_B" in name]
     draw = torch.Generator().manual_seed(0)
@@ -80,20 +80,22 @@ def test_gradients_are_what_a_small_step_does(road: str) -> None:
 
 
 def test_fewer_coordinates_stand_for_all() -> None:
-    model, some = adapted(), trees(6)
-    whole = gradients(model, some, token_budget=256).float()
-    part = gradients(model, some, token_budget=256, room=whole.numel()).float()  # room for half of them in bf16
-    assert part.shape[1] == pytest.approx(whole.shape[1] / 2, rel=0.01)
-    ours, theirs = (part @ part.t()).diagonal(), (whole @ whole.t()).diagonal()
-    assert float(ours.sum() / theirs.sum()) == pytest.approx(1.0, abs=0.15)
-    assert float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1]) > 0.9
+    model, some, others = adapted(), trees(6), trees(4, seed=1)
+    features, step = gradients(model, [*some, *others], token_budget=256)
+    whole = kernel_of(model, some, others, 256)
+    part = kernel_of(model, some, others, 256, room=features.numel())  # for half of the coordinates, in bf16
+    assert (step, gradients(model, [*some, *others], 256, room=features.numel())[1]) == (1, 2)
+    for name in ("moves", "norms", "squares"):
+        ours, theirs = getattr(part, name).flatten(), getattr(whole, name).flatten()
+        assert float(ours @ theirs / (theirs @ theirs)) == pytest.approx(1.0, abs=0.15), name
+        assert float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1]) > 0.9, name
 
 
 def test_inner_products_train_as_the_sum_that_they_abbreviate(material: Material, kernel: Kernel) -> None:
     """θ itself, moved by Adam with a preconditioner of its own: φ's root mean square and one running number."""
     model, data, recipe = material.model, material.train, material.recipe
     both = [*data.data.trees, *material.held_out.data.trees]
-    features = gradients(model, both, recipe.token_budget).float()
+    features = gradients(model, both, recipe.token_budget)[0].float()
     count = data.first[-1]
     scale = features[:count].square().mean(0).sqrt()
     scale = torch.where(scale > 0, scale, 1.0)

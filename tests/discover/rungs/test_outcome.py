@@ -35,17 +35,19 @@ def test_bits_of_certainty_of_the_inverse_and_of_nothing(sign: float, wanted: fl
     assert float(bits(moved, pairs(10)).mean()) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_worth_is_the_value_of_a_small_tilt() -> None:
-    # Policies π ∝ exp(d) over the reference's own answers: the exact gain and KL of a small d.
+@pytest.mark.parametrize("size", [0.02, 3.0, 300.0])
+def test_worth_is_the_value_of_a_tilt(size: float) -> None:
+    # Policies π ∝ exp(d) over the reference's own answers, however far they go.
     draw = torch.Generator().manual_seed(2)
-    scores, tilt = torch.randn(5, 400, generator=draw).double(), 0.02 * torch.randn(5, 400, generator=draw).double()
-    prompt = torch.arange(5).repeat_interleave(400)
+    scores, tilt = torch.randn(5, 40, generator=draw).double(), size * torch.randn(5, 40, generator=draw).double()
+    prompt = torch.arange(5).repeat_interleave(40)
     scored = Scored(scores.flatten().float(), prompt)
     weights = tilt.softmax(-1)
     gain = (weights * scores).sum(-1) - scores.mean(-1)
-    kl = (weights * (weights * 400).log()).sum(-1)
-    found = worth(tilt.flatten(), scored)
-    assert torch.allclose(found, gain - scored.price * kl, rtol=0.05, atol=1e-5)
+    kl = torch.special.xlogy(weights, weights * 40).sum(-1)
+    found = worth(tilt.flatten()[None, None], scored)[0, 0]
+    assert torch.allclose(found, gain - scored.price * kl, atol=1e-6)
+    assert torch.allclose(worth((tilt + 7).flatten(), scored), found, atol=1e-6)  # a shift of all answers is none
 
 
 def test_a_setting_is_not_judged_where_it_was_chosen() -> None:

@@ -5,7 +5,7 @@ and ∂loss/∂log π_l, which are all that training needs of an objective. It n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -176,8 +176,3 @@ def sides_of(pair: PairLogps) -> dict[str, Tensor]:
     for name in ("chosen_length", "rejected_length"):
         sides[name] = getattr(pair, name).to(sides["policy_chosen"].dtype)
     return sides
-
-
-def with_beta(term: Term, tree: Expression, beta: float) -> Term:
-    """The term at another β."""
-    return replace(term, loss=as_term(tree, term.name, beta).loss, beta=beta if term.beta is not None else None)

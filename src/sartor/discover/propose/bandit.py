@@ -1,6 +1,6 @@
 """Which proposer is asked next: Thompson sampling of how often its proposals succeed, by what they cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +32,3 @@ def choose(records: Mapping[str, Record], common: float, draw: np.random.Generat
         for name, record in records.items()
     }
     return max(worth, key=worth.__getitem__)
-
-
-def succeeded(fitness: float, before: Sequence[float]) -> bool:
-    """Whether a candidate is among the best quarter of those judged before it and itself."""
-    better = sum(other > fitness for other in before)
-    return better < TOP * (len(before) + 1)

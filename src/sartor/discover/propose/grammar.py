@@ -1,6 +1,6 @@
 """Objectives without a language model: a random grammar; mutation, crossover and tuned constants of what did well."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,8 +196,3 @@ WAYS: dict[str, Callable[[Population, np.random.Generator], Proposal | None]] = 
     "cross": _cross,
     "tune": _tune,
 }
-
-
-def grammars(names: Sequence[str] = tuple(WAYS)) -> list[Grammar]:
-    """The proposers that need no language model."""
-    return [Grammar(name) for name in names]

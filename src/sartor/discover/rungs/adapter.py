@@ -18,6 +18,7 @@ from sartor.discover.screens import fingerprints
 from sartor.evaluate.answers import answers_of
 from sartor.evaluate.diversity import distinct_n
 from sartor.evaluate.on_policy import look_at
+from sartor.machine import physical_memory
 from sartor.model.load import LanguageModel
 from sartor.model.reference import score_trees
 from sartor.objectives.objective import Objective
@@ -98,7 +99,9 @@ class Adapters:
         model, data = self.material.model, self.material.held_out.data
         prompts = list(dict.fromkeys(data.prompts))
         ids = [data.trees[data.prompts.index(prompt)].prompt for prompt in prompts]
-        drawn = sample(model, ids, truth.answers, Sampling(truth.max_new_tokens, seed=seed))
+        # By the memory that the machine has and not by what is free now: a resumed search must draw the same answers.
+        packs = 8 * sum(p.nbytes for p in model.core.parameters()) < physical_memory()
+        drawn = sample(model, ids, truth.answers, Sampling(truth.max_new_tokens, seed=seed, packs=packs))
         answers = answers_of(prompts, drawn, plugins.resolve("rewards", truth.scorer))
         kl, _ = look_at(model, model, ids, drawn, self.material.recipe.token_budget)
         assert answers.scores is not None

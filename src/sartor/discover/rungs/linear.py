@@ -60,6 +60,8 @@ def run_linear(
 ) -> list[Outcome]:
     """Train candidates in the linearised model, each at all settings, and judge them on the held-out branches.
 
+    By what they are worth where those branches are the reference's own answers and have true scores, else by bits.
+
     Args:
         material: what they train on; its adapter is not touched.
         kernel: of its branches, those of the held-out part after those to train on.
@@ -73,7 +75,8 @@ def run_linear(
         began = time.perf_counter()
         shares = train(material, kernel, [Program(tree) for tree in some], settings)
         moved = shares @ kernel.moves[len(kernel.norms) :].t()
-        rated = judged(moved.transpose(0, 1), part.pairs(), settings, part.scored)
+        scored = part.scored if material.truth and material.truth.on_policy else None
+        rated = judged(moved.transpose(0, 1), part.pairs(), settings, scored)
         seconds = (time.perf_counter() - began) / len(some)
         found += [replace(one, seconds=seconds) for one in rated]
     return found
@@ -116,6 +119,7 @@ def kernel_of(
     held_out: Sequence[TokenTree],
     token_budget: int,
     progress: Callable[[int], None] = lambda branches: None,
+    room: int = ROOM,
 ) -> Kernel:
     """Linearise a model with a fresh adapter (B = 0) on the branches of some trees.
 
@@ -125,8 +129,9 @@ def kernel_of(
         held_out: trees to judge by.
         token_budget: tokens per pass.
         progress: called with the number of branches that a batch finished.
+        room: bytes for φ; of more coordinates than fit every so manieth is kept, and stands for those left out.
     """
-    features = gradients(model, [*train_on, *held_out], token_budget, progress)
+    features, step = gradients(model, [*train_on, *held_out], token_budget, progress, room)
     count = sum(len(tree.branches) for tree in train_on)
     everything = torch.zeros(3, len(features), count)
     for part in features.split(COLUMNS, dim=1):
@@ -135,7 +140,7 @@ def kernel_of(
         scaled = wide / torch.where(scale > 0, scale, 1.0)
         everything += torch.stack([scaled @ wide[:count].t(), wide @ wide[:count].t(), scaled @ scaled[:count].t()])
     moves, norms, squares = everything
-    return Kernel(moves, norms[:count].clone(), squares[:count] / features.shape[1])
+    return Kernel(step * moves, step * norms[:count], squares[:count] / features.shape[1])
 
 
 def gradients(
@@ -144,9 +149,8 @@ def gradients(
     token_budget: int,
     progress: Callable[[int], None] = lambda branches: None,
     room: int = ROOM,
-) -> Float[Tensor, "branches coordinates"]:
-    """φ of every branch, bf16, in the order of ``pack``; of more coordinates than there is ``room`` for an even part,
-    made up for by a factor.
+) -> tuple[Float[Tensor, "branches coordinates"], int]:
+    """φ of every branch, bf16, in the order of ``pack``, and which coordinates: every so manieth, as there is ``room``.
 
     Each branch goes through the model as a tree of its own, prompt and all: so one backward pass serves a whole batch.
     """
@@ -165,9 +169,9 @@ def gradients(
             torch.autograd.backward(sum_by_branch(logps, batch.branch, len(group)).sum())
         for parameter in model.network.parameters():
             parameter.grad = None
-        features[group] = torch.cat(found, 1).mul_(step**0.5).to("cpu", torch.bfloat16)
+        features[group] = torch.cat(found, 1).to("cpu", torch.bfloat16)
         progress(len(group))
-    return features
+    return features, step
 
 
 def _rank(module: Any) -> int:

@@ -132,17 +132,20 @@ def bits(logratios: Float[Tensor, "*runs branches"], pairs: Pairs) -> Float[Tens
 
 
 def worth(logratios: Float[Tensor, "*runs branches"], scored: Scored) -> Float[Tensor, "*runs prompts"]:
-    """What a policy gains in true score less what its KL costs, to second order in its log-ratios, by prompt.
+    """What a policy gains in true score less what its KL costs, by prompt, on answers that the reference drew.
 
-    Of answers that the reference drew, E_π[s] - E_ref[s] = Cov(s, e^d) ≈ Cov(s, d), with d the log-ratio, and
-    KL(π ‖ π_ref) ≈ Var(d) / 2.
+    They stand for all answers: the policy is taken to draw each of a prompt's with a chance in proportion to e^d, with
+    d its log-ratio (self-normalised importance weights). So of n answers it can gain no more than the best of them, and
+    its KL from drawing all alike is at most log n; sizes beyond that are not seen, their order is.
     """
-    counts = torch.bincount(scored.prompt).double()
-    centred_score = scored.score.double() - (_sums(scored.score.double(), scored.prompt) / counts)[scored.prompt]
-    centred = logratios - (_sums(logratios, scored.prompt) / counts)[..., scored.prompt]
-    # n - 1 degrees of freedom: the mean of few answers is their own.
-    gain = _sums(centred * centred_score, scored.prompt) / (counts - 1).clamp(min=1)
-    kl = _sums(centred.square(), scored.prompt) / (counts - 1).clamp(min=1) / 2
+    counts = torch.bincount(scored.prompt)
+    most = logratios.new_full((*logratios.shape[:-1], len(counts)), -math.inf)
+    most = most.index_reduce(-1, scored.prompt, logratios, "amax")
+    raised = (logratios - most[..., scored.prompt]).exp()
+    chance = raised / _sums(raised, scored.prompt)[..., scored.prompt]
+    score = scored.score.double()
+    gain = _sums(chance * score, scored.prompt) - _sums(score, scored.prompt) / counts
+    kl = _sums(torch.special.xlogy(chance, chance * counts[scored.prompt]), scored.prompt)
     return gain - scored.price * kl
 
 
