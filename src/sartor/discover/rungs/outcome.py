@@ -138,15 +138,13 @@ def worth(logratios: Float[Tensor, "*runs branches"], scored: Scored) -> Float[T
     d its log-ratio (self-normalised importance weights). So of n answers it can gain no more than the best of them, and
     its KL from drawing all alike is at most log n; sizes beyond that are not seen, their order is.
     """
-    counts = torch.bincount(scored.prompt)
-    most = logratios.new_full((*logratios.shape[:-1], len(counts)), -math.inf)
-    most = most.index_reduce(-1, scored.prompt, logratios, "amax")
-    raised = (logratios - most[..., scored.prompt]).exp()
-    chance = raised / _sums(raised, scored.prompt)[..., scored.prompt]
-    score = scored.score.double()
-    gain = _sums(chance * score, scored.prompt) - _sums(score, scored.prompt) / counts
-    kl = _sums(torch.special.xlogy(chance, chance * counts[scored.prompt]), scored.prompt)
-    return gain - scored.price * kl
+    values = []
+    for prompt in range(int(scored.prompt.max()) + 1):
+        own = scored.prompt == prompt
+        chance, score = logratios[..., own].softmax(-1), scored.score[own].to(logratios.dtype)
+        kl = torch.special.xlogy(chance, chance * len(score)).sum(-1)
+        values.append((chance * score).sum(-1) - score.mean() - scored.price * kl)
+    return torch.stack(values, -1)
 
 
 def measures(logratios: Float[Tensor, " branches"], pairs: Pairs) -> dict[str, float]:
