@@ -3,7 +3,7 @@
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,10 @@ from transformers import (
 )
 
 from sartor.data.trees import TokenTree
+from sartor.discover import screens
 from sartor.model.load import LanguageModel
+from sartor.objectives import catalogue
+from sartor.objectives.shape import Candidate, fingerprint
 
 # Several tests run at once, each in a worker: they and what they start share the cores instead of fighting for them.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -180,6 +183,18 @@ def metrics(run: Path, split: str) -> list[dict[str, Any]]:
     """The rows of a run's training or of its evaluations."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["split"] == split]
+
+
+@pytest.fixture(scope="session")
+def few_known_losses() -> Iterator[None]:
+    """Searches look for likeness to two losses only: under the type checker the whole catalogue takes a minute."""
+    terms = [term for name in ("dpo", "hinge") for term in catalogue._at_many_betas(catalogue.entry(name).term)]
+    some = tuple(Candidate(term, fingerprint(term)) for term in terms)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(screens, "candidates", lambda: some)
+        screens._catalogue.cache_clear()
+        yield
+    screens._catalogue.cache_clear()
 
 
 @pytest.fixture(autouse=True)

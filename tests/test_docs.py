@@ -31,7 +31,7 @@ def _here(command: list[str]) -> int:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, few_known_losses: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment, "_call", _here)  # arms of compare in this process: starting Python takes longer

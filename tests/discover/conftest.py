@@ -31,13 +31,13 @@ def small(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.fixture
-def options(small: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+def options(small: dict[str, Any], few_known_losses: None, tmp_path: Path) -> dict[str, Any]:
     """The same, with a folder of its own."""
     return {**small, "output": tmp_path / "search"}
 
 
 @pytest.fixture(scope="session")
-def whole(small: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(small: dict[str, Any], few_known_losses: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of such a search, run once without interruption."""
     folder = tmp_path_factory.mktemp("search") / "whole"
     with pytest.MonkeyPatch.context() as patched:

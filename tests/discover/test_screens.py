@@ -97,7 +97,7 @@ def test_what_teaches_nothing_or_the_opposite_is_refused(text: str, said: str) -
     found = screened(text)
     assert re.search(said, found.refusal)
     assert found.likeness is None
-    assert found.likeness is None
+
 
 @pytest.mark.parametrize(
     ("text", "said"),
