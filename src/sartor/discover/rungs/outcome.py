@@ -135,15 +135,15 @@ def worth(logratios: Float[Tensor, "*runs branches"], scored: Scored) -> Float[T
     """What a policy gains in true score less what its KL costs, by prompt, on answers that the reference drew.
 
     They stand for all answers: the policy is taken to draw each of a prompt's with a chance in proportion to e^d, with
-    d its log-ratio (self-normalised importance weights). So of n answers it can gain no more than the best of them, and
-    its KL from drawing all alike is at most log n; sizes beyond that are not seen, their order is.
+    d its log-ratio (self-normalised importance weights), and so can gain no more than the best of them has. Its KL is
+    taken to be Var(d) / 2, the first term of its series: that of the n answers, at most log n, would charge nothing for
+    going on for ever, and candidates choose their learning rate by this.
     """
     values = []
     for prompt in range(int(scored.prompt.max()) + 1):
         own = scored.prompt == prompt
         chance, score = logratios[..., own].softmax(-1), scored.score[own].to(logratios.dtype)
-        kl = torch.special.xlogy(chance, chance * len(score)).sum(-1)
-        values.append((chance * score).sum(-1) - score.mean() - scored.price * kl)
+        values.append((chance * score).sum(-1) - score.mean() - scored.price * logratios[..., own].var(-1) / 2)
     return torch.stack(values, -1)
 
 
