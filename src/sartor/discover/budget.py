@@ -15,7 +15,7 @@ from sartor.discover.archive import Archive
 from sartor.errors import UserError
 
 PER_ADAPTER = 25  # candidates through the linear rung for each that is really trained
-LEAST_SEEDS = 2  # one has no interval
+LEAST_SEEDS = 3  # to which a budget may shorten a retrial: of two an interval reaches from here to the moon
 SPARE = 1.05  # of what a forecast says, for what it does not foresee
 BASELINES = ("dpo", "simpo", "lrml")  # what a winner has to be better than
 
