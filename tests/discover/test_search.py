@@ -33,10 +33,12 @@ KILLS = 10
 def contents(folder: Path) -> dict[str, Any]:
     """All that an archive holds but times: what must be the same however often a search was interrupted."""
     db = sqlite3.connect(folder / "archive.sqlite")
+    # But for likeness: the searches of this process look for few known losses, that of another for all.
+    proposed = "number, generation, origin, name, parents, tree, text, thought, exchange, refusal, twin, behaviour"
     columns = "candidate, rung, seed, beta, learning_rate, vals, measures"
     budget = json.loads(db.execute("SELECT value FROM meta WHERE name = 'budget'").fetchone()[0])
     return {
-        "candidates": db.execute("SELECT * FROM candidates ORDER BY number").fetchall(),
+        "candidates": db.execute(f"SELECT {proposed} FROM candidates ORDER BY number").fetchall(),
         "results": db.execute(f"SELECT {columns} FROM results ORDER BY candidate, rung, seed").fetchall(),
         "finalists": db.execute("SELECT value FROM meta WHERE name = 'finalists'").fetchall(),
         "plan": (budget["linear"], budget["adapters"], budget["seeds"]),
