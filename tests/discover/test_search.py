@@ -174,3 +174,11 @@ def test_what_cannot_be_is_said_in_a_line(options: dict[str, Any], changed: dict
     with pytest.raises(UserError, match=wanted.replace("?", r"\?")) as error:
         run_discover(DiscoverConfig(**{**options, **changed}))
     assert "\n" not in str(error.value)
+
+
+def test_data_that_cannot_be_read_leaves_no_folder_behind(options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    for name in ("empty.jsonl", "missing.jsonl"):
+        with pytest.raises(UserError, match=name):
+            run_discover(DiscoverConfig(**{**options, "data": str(tmp_path / name)}))
+        assert not options["output"].exists()

@@ -57,7 +57,7 @@ class DiscoverConfig(Checked):
     data: OptionalText = None
     """With --task preferences: comparisons or rankings, a JSON, JSONL, CSV or Parquet file (.gz too), or Hub id."""
     score: OptionalText = None
-    """With --task preferences: judge finalists by this scorer of sampled answers, a name or file.py:function."""
+    """With --task preferences: judge what is trained by this scorer of its answers, a name or file.py:function."""
     budget: Annotated[str, Wanted("a time such as 30m, 2h or 1h30m", lambda text: seconds_of(text) > 0)] = "1h"
     """Device time: set-up, search, and the retrial of the winners. What known losses cost here decides the plan."""
     proposer: Annotated[tuple[str, ...], NAMES] = ("random", "mutate", "cross", "tune")

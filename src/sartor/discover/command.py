@@ -15,7 +15,7 @@ from sartor.discover.budget import BASELINES, Clock, kept_budget, make_budget
 from sartor.discover.cluster import Cluster, import_ray
 from sartor.discover.language.known import CANARIES, KNOWN
 from sartor.discover.language.program import BETA
-from sartor.discover.parts import PARTS, in_words, scorer_of, write_parts
+from sartor.discover.parts import PARTS, in_words, rows_given, scorer_of, write_parts
 from sartor.discover.propose.grammar import WAYS, Grammar
 from sartor.discover.propose.proposal import Proposer
 from sartor.discover.race import Race
@@ -163,6 +163,8 @@ def _checked(config: DiscoverConfig) -> "Endpoint | None":
         score_texts(plugins.resolve("rewards", scorer), ["Is it well?"], ["It is."])
     if config.workers:
         import_ray()
+    if config.task == "preferences" and not config.resume:
+        rows_given(config)  # read again once there is a folder to keep them in
     if config.endpoint is None or config.endpoint_model is None:
         return None
     from sartor.discover.propose.endpoint import Endpoint  # the client takes a while to import

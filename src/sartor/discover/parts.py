@@ -51,7 +51,7 @@ def write_parts(config: DiscoverConfig, run: RunFolder) -> None:
     """
     if all((run.path / f"{name}.jsonl").is_file() for name in PARTS):
         return
-    rows = _given(config) if config.task == "preferences" else _collected(config)
+    rows = rows_given(config) if config.task == "preferences" else _collected(config)
     prompts = list(dict.fromkeys(repr(row["prompt"]) for row in rows))
     if len(prompts) < FEWEST:
         raise UserError(
@@ -74,7 +74,12 @@ def sizes(config: DiscoverConfig) -> Sizes:
     return Sizes(config.prompts or usual.train, config.held_out_prompts or usual.held_out)
 
 
-def _given(config: DiscoverConfig) -> list[dict[str, Any]]:
+def rows_given(config: DiscoverConfig) -> list[dict[str, Any]]:
+    """The preferences of --data.
+
+    Raises:
+        UserError: whatever ``read_source`` refuses.
+    """
     assert config.data is not None
     rows = read_source(config.data, "train", _reading(config, config.data), parse_objective(["dpo"]))
     return [_row(example) for example in rows.examples]
