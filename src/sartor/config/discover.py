@@ -52,6 +52,8 @@ class DiscoverConfig(Checked):
     """Folder of the search: archive.sqlite, report.html, losses/NAME.py to train with."""
     model: str = "smollm2"
     """Model that objectives are tried on: Hub id, folder, .gguf file, or 'smollm2'."""
+    proxy: OptionalText = None
+    """Smaller model to search on, such as 'smollm2': then only winners and known losses are trained on --model."""
     task: Annotated[str, OneOf("sentiment", "summary", "preferences")] = "sentiment"
     """sentiment, summary: the tasks of `sartor compare`, whose truth is known; preferences: your own --data."""
     data: OptionalText = None
@@ -60,8 +62,8 @@ class DiscoverConfig(Checked):
     """With --task preferences: judge what is trained by this scorer of its answers, a name or file.py:function."""
     budget: Annotated[str, Wanted("a time such as 30m, 2h or 1h30m", lambda text: seconds_of(text) > 0)] = "1h"
     """Device time: set-up, search, and the retrial of the winners. What known losses cost here decides the plan."""
-    proposer: Annotated[tuple[str, ...], NAMES] = ("random", "mutate", "cross", "tune")
-    """Who invents: random, mutate, cross, tune (of the grammar), model (needs --endpoint); a bandit mixes several."""
+    proposer: Annotated[tuple[str, ...], NAMES] = ("random", "mutate", "cross", "tune", "prune")
+    """Who invents: random, mutate, cross, tune, prune (of the grammar), model (needs --endpoint); a bandit mixes."""
     start: Annotated[tuple[str, ...], NAMES] = NAMED
     """Losses of the catalogue that the search begins with, and is compared with."""
     candidates: OptionalCount = None
@@ -89,16 +91,16 @@ class DiscoverConfig(Checked):
     """Price of a million tokens received."""
 
     prompts: OptionalCount = None
-    """Prompts to train candidates on, at most; by default 56 of a task, 96 of --data."""
+    """Prompts to train candidates on, at most; by default 32 of a task, 96 of --data."""
     held_out_prompts: OptionalCount = None
-    """Prompts to judge candidates by, at most; by default 28 of a task, 96 of --data."""
-    answers: Annotated[int, Wanted("2 to 9", lambda value: 2 <= value <= 9)] = 4
-    """Answers to each prompt of a task that are ranked, and that finalists are judged by."""
+    """Prompts to judge candidates by, at most; by default 32 of a task, 96 of --data."""
+    answers: Annotated[int, Wanted("2 to 9", lambda value: 2 <= value <= 9)] = 8
+    """Answers to each prompt of a task that are ranked: candidates learn from the best and the worst."""
     max_new_tokens: Count = 24
     """Length of answers, in tokens."""
     max_length: Count = 512
     """Tokens of prompt and completion."""
-    batch_size: Count = 4
+    batch_size: Count = 2
     """Prompts per optimizer step."""
     epochs: Positive = 1.0
     """Passes of a candidate over its training data."""
@@ -122,6 +124,8 @@ class DiscoverConfig(Checked):
         super().__post_init__()
         if (self.task == "preferences") != (self.data is not None):
             raise UserError("--task preferences and --data go together: the one says what the other is for")
+        if self.proxy and not self.seeds:
+            raise UserError("--proxy: the retrial alone trains --model, and --seeds 0 leaves it out")
         if self.score and self.task != "preferences":
             raise UserError(f"--score: the task {self.task} has its own; it goes with --task preferences")
         if ("model" in self.proposer) != (self.endpoint is not None):

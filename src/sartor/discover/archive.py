@@ -89,7 +89,8 @@ class Archive:
             raise UserError(f"{path.parent} holds no search (no {path.name})")
         try:
             # Transactions are begun and ended by ``writing`` alone.
-            self._db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+            where = f"{path.absolute().as_uri()}?mode={'ro' if reads_only else 'rwc'}"
+            self._db = sqlite3.connect(where, timeout=PATIENCE, isolation_level=None, check_same_thread=False, uri=True)
             if not reads_only:
                 self._db.execute("PRAGMA journal_mode=WAL")
             self._check_version(path, reads_only)

@@ -23,10 +23,9 @@ from sartor.discover.results import best_so_far, describe, results, score_of, sp
 from sartor.discover.runner import Local, Runner
 from sartor.discover.source import loss_name, loss_source
 from sartor.discover.state import State
-from sartor.discover.workbench import ANSWERS, Workbench
+from sartor.discover.workbench import ANSWERS, RETRIAL_ANSWERS, Base, Workbench
 from sartor.errors import UserError, unknown
 from sartor.machine import machine, set_up_memory
-from sartor.model.load import fingerprint, load
 from sartor.report.discovery import write_discovery
 from sartor.rewards.scoring import score_texts
 from sartor.train.run import RunFolder
@@ -50,15 +49,15 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
         return _told(run)
     endpoint = _checked(config)
     set_up_memory(config.token_budget)
-    model = load(config.model, config.dtype, config.lora_r, None, config.seed)
-    run.open(config, {"model": fingerprint(model)}, command)
+    base = Base.load(config, config.model)
+    run.open(config, {"model": base.weights}, command)
     archive = Archive(run.path / "archive.sqlite")
     proposers: list[Proposer] = [Grammar(name) for name in config.proposer if name != MODEL]
     if endpoint is not None:
         proposers.append(_language_model(endpoint, archive))
     clock = Clock(config, archive)
     say(f"search  {_searched(config)}")
-    bench = Workbench(config.output, model)
+    bench = Workbench(config.output, base)
     _charged(archive, "answers", lambda: write_parts(config, run))
     began = time.perf_counter()
     _charged(archive, "reference and kernel", lambda: bench.kernel)
@@ -74,7 +73,7 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
         runner.close()
     about = {"machine": machine(), "command": run.read_json("identity.json")["command"]}
     found = results(config, state)
-    _write_losses(run, state, found)
+    _write_losses(run, state, found, bench)
     run.write_json("discovery.json", {**found, **about})
     write_discovery(run.path)
     return _told(run)
@@ -133,11 +132,12 @@ def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:
         return unit | {"retrial": 0.0}
     sampling = 0.0
     if bench.retrial.truth is not None:
-        more = bench.config.answers * len(set(bench.retrial.held_out.data.prompts))
+        more = RETRIAL_ANSWERS * len(set(bench.retrial.held_out.data.prompts))
         more -= ANSWERS * len(set(bench.search.held_out.data.prompts))
         sampling = bench.seconds_per_answer() * max(0, more)
     ratio = len(bench.retrial.train.data.trees) / len(bench.search.train.data.trees)
-    return unit | {"retrial": unit["adapter"] * max(1.0, ratio) + sampling}
+    dearer = bench.base.model.parameters / bench.proxy.model.parameters
+    return unit | {"retrial": unit["adapter"] * max(1.0, ratio) * dearer + sampling}
 
 
 def _charged(archive: Archive, what: str, work: Callable[[], Any]) -> None:
@@ -201,20 +201,21 @@ def _runner(config: DiscoverConfig, bench: Workbench) -> Runner:
 
 def _searched(config: DiscoverConfig) -> str:
     about = f"--data {config.data}" if config.data else f"task {config.task}"
+    model = f"{config.proxy} for {config.model}" if config.proxy else config.model
     return (
-        f"{about}, on {config.model}, by {', '.join(config.proposer)}; budget {duration(seconds_of(config.budget))} of "
+        f"{about}, on {model}, by {', '.join(config.proposer)}; budget {duration(seconds_of(config.budget))} of "
         "device time"
     )
 
 
-def _write_losses(run: RunFolder, state: State, found: dict[str, Any]) -> None:
+def _write_losses(run: RunFolder, state: State, found: dict[str, Any], bench: Workbench) -> None:
     """``losses/NAME.py`` of every finalist, with or without a retrial."""
     folder = run.path / "losses"
     folder.mkdir(exist_ok=True)
     for number in state.archive.read_meta("finalists") or []:
         candidate, outcome = state.candidates[number], state.results["adapter", number]
         name = loss_name(candidate)
-        source = loss_source(candidate, outcome.setting, found["said"][candidate.title])
+        source = loss_source(candidate, bench.carried(outcome.setting), found["said"][candidate.title])
         RunFolder(folder).write_text(f"{name}.py", source)
 
 
@@ -244,7 +245,8 @@ def show(number: str, output: Path) -> None:
 
 
 def _explained(config: DiscoverConfig, state: State, one: dict[str, Any]) -> list[str]:
-    lines = [f"#{one['number']}  {one['name']}", "", f"  {one['formula']}", ""]
+    name = one["name"].removeprefix(f"#{one['number']}")
+    lines = [f"#{one['number']}  {name}".rstrip(), "", f"  {one['formula']}", ""]
     parents = ", ".join(f"#{n} {state.candidates[n].title}" for n in one["parents"])
     lines.append(f"origin      {one['origin']}{f' of {parents}' if parents else ''}, generation {one['generation']}")
     if one["thought"]:

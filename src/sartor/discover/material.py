@@ -1,7 +1,7 @@
 """What all candidates of a run share: one frozen base, one tokenised data set, one cache of reference log-probs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sartor.data.trees import TokenTree
 from sartor.discover.rungs.many import Batch
 from sartor.discover.rungs.outcome import Pairs, Scored
 from sartor.model.load import LanguageModel
@@ -41,10 +42,12 @@ class Part:
     """Preferences to train on, or to judge by, with the reference's log-probs summed by branch.
 
     Branches are numbered in the order of ``data.trees``, tree after tree; ``scores`` are their true scores, if known.
+    With ``extremes`` only the best and the worst of each tree are compared.
     """
 
     data: Preferences
     scores: Sequence[float] | None = None
+    extremes: bool = False
 
     @property
     def scored(self) -> Scored | None:
@@ -85,9 +88,29 @@ class Part:
         rows = [
             (self.first[i] + a, self.first[i] + b, numbers.setdefault(self.data.prompt_numbers[i], len(numbers)))
             for i in items
-            for a, b in self.data.trees[i].pairs
+            for a, b in self._pairs(self.data.trees[i])
         ]
         return Pairs(*torch.tensor(rows, dtype=torch.long).view(-1, 3).unbind(1))
+
+    def _pairs(self, tree: TokenTree) -> Sequence[tuple[int, int]]:
+        ranks = tree.ranks
+        return [(ranks.index(min(ranks)), ranks.index(max(ranks)))] if self.extremes else tree.pairs
+
+    @cached_property
+    def compared(self) -> "Part":
+        """The branches that are in pairs, alone: all that is needed to compare."""
+        if not self.extremes:
+            return self
+        kept = [sorted(*self._pairs(tree)) for tree in self.data.trees]
+        trees = [
+            replace(tree, branches=tuple(tree.branches[n] for n in at), ranks=tuple(tree.ranks[n] for n in at))
+            for tree, at in zip(self.data.trees, kept, strict=True)
+        ]
+        reference = [
+            torch.cat([logps.split(tree.counts)[n] for n in at])
+            for tree, logps, at in zip(self.data.trees, self.data.reference, kept, strict=True)
+        ]
+        return Part(replace(self.data, trees=trees, reference=reference))
 
     def batches(self, recipe: Recipe, seed: int) -> list[Batch]:
         """What each optimizer step sees, in the order of a real run with this seed."""

@@ -12,19 +12,21 @@ import numpy as np
 
 from sartor import plugins
 from sartor.config import DiscoverConfig, DpoConfig
-from sartor.console import duration, say
+from sartor.console import duration, progress, say
+from sartor.data.chat import as_conversation, encode_prompts
+from sartor.data.trees import TokenIds, TokenTree
 from sartor.discover.material import Part
 from sartor.errors import UserError
+from sartor.evaluate.answers import answers_of, ranks_of
 from sartor.model.load import LanguageModel, load
 from sartor.model.reference import folder_of
 from sartor.objectives.specs import parse_objective
-from sartor.rewards.scoring import as_rows, score_texts
-from sartor.rollout.local import Sampling
+from sartor.rewards.scoring import as_rows, from_rows, score_texts
+from sartor.rollout.local import Sampling, sample
 from sartor.tasks.task import task_named
-from sartor.train.feedback import collect
 from sartor.train.preferences import Preference, Preferences, encode, read_source, with_reference
 from sartor.train.run import RunFolder
-from sartor.types import Comparison, Ranking
+from sartor.types import Comparison, Ranking, Text
 
 PARTS = ("search", "search-held-out", "retrial", "retrial-held-out")
 
@@ -36,10 +38,13 @@ class Sizes:
     train: int
     held_out: int
 
+    @property
+    def all(self) -> int:
+        """Prompts of the four parts."""
+        return 2 * (self.train + self.held_out)
 
-# Prompts of the tasks are few: 160 of sentiment make 56, 28, 44 and 32.
-SIZES = {"sentiment": Sizes(56, 28), "summary": Sizes(56, 28), "preferences": Sizes(96, 96)}
-SHARES = (0.35, 0.175, 0.275, 0.2)
+
+SIZES = {"sentiment": Sizes(32, 32), "summary": Sizes(32, 32), "preferences": Sizes(96, 96)}
 FEWEST = 16
 
 
@@ -49,23 +54,48 @@ def write_parts(config: DiscoverConfig, run: RunFolder) -> None:
     Raises:
         UserError: too few prompts, or nothing to prefer.
     """
-    if all((run.path / f"{name}.jsonl").is_file() for name in PARTS):
-        return
-    rows = rows_given(config) if config.task == "preferences" else _collected(config)
-    prompts = list(dict.fromkeys(repr(row["prompt"]) for row in rows))
-    if len(prompts) < FEWEST:
-        raise UserError(
-            f"{len(prompts)} prompts with preferences: wanted {FEWEST} or more, since a search and its retrial each "
-            "train on some and are judged by others"
-        )
+    wanted = PARTS if config.seeds else PARTS[:2]
+    if not all((run.path / f"{name}.jsonl").is_file() for name in wanted):
+        parts = _rows_by_part(config) if config.task == "preferences" else _drawn_by_part(config, wanted)
+        for name in wanted:
+            run.write_jsonl(f"{name}.jsonl", parts[name])
+
+
+def _rows_by_part(config: DiscoverConfig) -> dict[str, list[dict[str, Any]]]:
+    rows = rows_given(config)
+    prompts = _split(config, list(dict.fromkeys(repr(row["prompt"]) for row in rows)))
+    return {name: [row for row in rows if repr(row["prompt"]) in own] for name, own in prompts.items()}
+
+
+def _drawn_by_part(config: DiscoverConfig, wanted: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    task = task_named(config.task)
+    everything = [*task.train, *task.held_out]
+    some = np.random.default_rng([config.seed, 12]).permutation(len(everything))[: sizes(config).all]
+    prompts = [everything[i] for i in sorted(some)]
+    own = {name: prompts for name, prompts in _split(config, prompts).items() if name in wanted}
+    found = {}
+    for model in dict.fromkeys(model_of(config, name) for name in own):
+        names = [name for name in own if model_of(config, name) == model]
+        rows = _drawn(config, model, [p for p in prompts if any(p in own[name] for name in names)])
+        for name in names:
+            ranked = [row for prompt, row in rows.items() if prompt in own[name]]
+            found[name] = ranked if name.endswith("held-out") else [_extremes(row) for row in ranked]
+    return found
+
+
+def _split(config: DiscoverConfig, prompts: Sequence[Any]) -> dict[str, set[Any]]:
+    """The prompts of each part: as many as are wanted at most, and of few a share to each."""
     order = np.random.default_rng([config.seed, 11]).permutation(len(prompts))
-    ends = np.cumsum([round(share * len(prompts)) for share in SHARES[:-1]]).tolist()
     size = sizes(config)
-    for name, some, most in zip(
-        PARTS, np.split(order, ends), (size.train, size.held_out, size.train, size.held_out), strict=True
-    ):
-        wanted = {prompts[i] for i in some[:most]}
-        run.write_jsonl(f"{name}.jsonl", [row for row in rows if repr(row["prompt"]) in wanted])
+    most = [size.train, size.held_out] * 2
+    ends = np.round(np.cumsum(most[:-1]) / size.all * len(prompts)).astype(int)
+    shares = zip(PARTS, np.split(order, ends), most, strict=True)
+    return {name: {prompts[i] for i in some[:count]} for name, some, count in shares}
+
+
+def model_of(config: DiscoverConfig, part: str) -> str:
+    """The model that a part is for."""
+    return config.model if part.startswith("retrial") else config.proxy or config.model
 
 
 def sizes(config: DiscoverConfig) -> Sizes:
@@ -78,11 +108,18 @@ def rows_given(config: DiscoverConfig) -> list[dict[str, Any]]:
     """The preferences of --data.
 
     Raises:
-        UserError: whatever ``read_source`` refuses.
+        UserError: whatever ``read_source`` refuses, or too few prompts.
     """
     assert config.data is not None
-    rows = read_source(config.data, "train", _reading(config, config.data), parse_objective(["dpo"]))
-    return [_row(example) for example in rows.examples]
+    source = read_source(config.data, "train", _reading(config, config.data), parse_objective(["dpo"]))
+    rows = [_row(example) for example in source.examples]
+    prompts = len({repr(row["prompt"]) for row in rows})
+    if prompts < FEWEST:
+        raise UserError(
+            f"--data {config.data}: {prompts} prompts with preferences; wanted {FEWEST} or more, since a search and "
+            "its retrial each train on some and are judged by others"
+        )
+    return rows
 
 
 def _row(example: Preference) -> dict[str, Any]:
@@ -95,17 +132,49 @@ def _row(example: Preference) -> dict[str, Any]:
     raise UserError("--data holds judged completions, and a search compares pairwise objectives; wanted comparisons")
 
 
-def _collected(config: DiscoverConfig) -> list[dict[str, Any]]:
-    task = task_named(config.task)
-    scorer = plugins.resolve("rewards", task.score)
-    prompts = [*task.train, *task.held_out]
-    model = load(config.model, config.dtype)
-    sampling = Sampling(config.max_new_tokens, seed=config.seed + 1)
-    rows = collect(model, prompts, config.answers, sampling, scorer, "answers to rank").rankings()
-    if not rows:
-        raise UserError(f"--model {config.model}: {task.score} scores its answers to each prompt alike")
-    say(f"ranked  {len(rows)} of {len(prompts)} prompts by {task.score}")
-    return rows
+def _drawn(config: DiscoverConfig, name: str, texts: Sequence[Text]) -> dict[Text, dict[str, Any]]:
+    """For each prompt of the task the answers that a model drew, ranked by the task's score; their tokens as drawn.
+
+    Tokens and not texts are what is trained on: an answer that was cut at the limit did not end there, and what the
+    model said it would not always be tokenised into again. So the gradients of log-probs average to 0 over answers.
+    """
+    score, count = task_named(config.task).score, config.answers
+    model = load(name, config.dtype)
+    as_chat = model.reads_as_chat("auto")
+    prompts = [as_conversation(text, "user") if as_chat else text for text in texts]
+    with progress("answers to rank", len(prompts) * count) as advance:
+        sampling = Sampling(config.max_new_tokens, seed=config.seed + 1)
+        drawn = sample(model, _prompt_ids(config, model, prompts), count, sampling, advance)
+    answers = answers_of(prompts, drawn, plugins.resolve("rewards", score))
+    assert answers.scores is not None
+    found = {
+        text: {
+            "prompt": as_rows(prompt),
+            "completions": completions,
+            "ranks": list(ranks_of(scores)),
+            "tokens": [one.tokens for one in row],
+        }
+        for text, prompt, completions, scores, row in zip(
+            texts, prompts, answers.texts, answers.scores, drawn, strict=True
+        )
+        if len(set(scores)) > 1
+    }
+    if not found:
+        raise UserError(f"--model {name}: {score} scores its answers to each prompt alike")
+    say(f"ranked  {len(found)} of {len(prompts)} prompts by {score}")
+    return found
+
+
+def _prompt_ids(config: DiscoverConfig, model: LanguageModel, prompts: Sequence[Text]) -> list[TokenIds]:
+    room = max(1, (model.context or 2**31) - config.max_new_tokens)
+    return encode_prompts(model.tokenizer, prompts, min(config.max_length, room))
+
+
+def _extremes(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The best and the worst of a ranking: most of what it says, at a fraction of the tokens."""
+    ranks = row["ranks"]
+    at = [ranks.index(min(ranks)), ranks.index(max(ranks))]
+    return {**row, "ranks": [1.0, 2.0]} | {name: [row[name][i] for i in at] for name in ("completions", "tokens")}
 
 
 def _reading(config: DiscoverConfig, data: str) -> DpoConfig:
@@ -130,12 +199,25 @@ def read_part(config: DiscoverConfig, run: RunFolder, model: LanguageModel, weig
         weights: its fingerprint.
         name: one of ``PARTS``.
     """
-    reading, objective = _reading(config, str(run.path / f"{name}.jsonl")), parse_objective(["dpo"])
-    rows = read_source(reading.data, "train", reading, objective)
-    data = encode(model, rows, reading, objective)
+    data = _given(config, run, model, name) if config.task == "preferences" else _as_drawn(config, run, model, name)
     kept = run.path / f"reference-{name}.safetensors"
     known = with_reference(model, data, config.token_budget, kept, folder_of(weights))
-    return Part(known, _scores(model, known, scorer_of(config)))
+    return Part(known, _scores(model, known, scorer_of(config)), extremes=config.task != "preferences")
+
+
+def _given(config: DiscoverConfig, run: RunFolder, model: LanguageModel, name: str) -> Preferences:
+    reading, objective = _reading(config, str(run.path / f"{name}.jsonl")), parse_objective(["dpo"])
+    return encode(model, read_source(reading.data, "train", reading, objective), reading, objective)
+
+
+def _as_drawn(config: DiscoverConfig, run: RunFolder, model: LanguageModel, name: str) -> Preferences:
+    rows = run.read_jsonl(f"{name}.jsonl")
+    prompts = [from_rows(row["prompt"]) for row in rows]
+    trees = [
+        TokenTree(ids, tuple(map(tuple, row["tokens"])), tuple(row["ranks"]))
+        for ids, row in zip(_prompt_ids(config, model, prompts), rows, strict=True)
+    ]
+    return Preferences(trees, prompts, [])
 
 
 def scorer_of(config: DiscoverConfig) -> str | None:

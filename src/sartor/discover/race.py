@@ -201,13 +201,16 @@ class Race:
             waiting = self._generation()
         if room > 0 and waiting:
             return self._job("linear", waiting[: min(BATCH, room)])
-        if not self._open("linear") and trained < self.budget.adapters and judged:
-            return self._promotion(trained)
-        return None
+        if not self._open("linear") and trained < self.budget.adapters and judged and (job := self._promotion(trained)):
+            return job
+        return self._shorter(trained)
 
     def _promotion(self, trained: int) -> Job | None:
         """The candidate that most is expected of, and every tenth time one drawn by lot."""
+        kinds = self.state.kinds()
+        tried = {kinds.get(n) for n in self._all("adapter")}  # what trains alike is not trained again
         below = [n for n in self.state.leaders() if not self._has("adapter", n)]
+        below = [n for n in below if kinds.get(n) not in tried] or below
         if not below:
             return None
         draw = np.random.default_rng([self.config.seed, 7, trained])
@@ -257,12 +260,13 @@ class Race:
         asked = dict.fromkeys(self.proposers, 0)
         seconds = dict.fromkeys(self.proposers, 0.0)
         before: list[float] = []
+        kinds = state.kinds()
         for number in sorted(state.candidates):
             origin = state.candidates[number].origin
             outcome = state.results.get(("linear", number))
             if origin in asked:
                 asked[origin] += 1
-                if outcome is not None:
+                if outcome is not None and kinds[number] == number:
                     wins[origin] += len(before) - bisect(before, outcome.fitness) < TOP * (len(before) + 1)
             if outcome is not None:
                 insort(before, outcome.fitness)
@@ -287,6 +291,24 @@ class Race:
             for one in found
         ]
 
+    def _shorter(self, trained: int) -> Job | None:
+        """Formulas shorter than those of the winners that train as they do, which had no real training yet."""
+        assert self.budget is not None
+        shortest = self.state.shortest()
+        missing = [n for n in map(shortest.__getitem__, self._winners()) if not self._has("adapter", n)]
+        if self._open("adapter") or not missing or trained >= self.budget.adapters + self.config.finalists:
+            return None
+        return self._job("adapter", missing[:1])
+
+    def _winners(self) -> list[int]:
+        """The new candidates that did best in real training, one of each kind."""
+        started, trained, kinds = set(self.state.started()), set(self.state.on("adapter")), self.state.kinds()
+        new: dict[int, int] = {}
+        for n in self.state.leaders():
+            if n in trained and n not in started:
+                new.setdefault(kinds[n], n)
+        return list(new.values())[: self.config.finalists]
+
     def _retrial(self, budget: Budget) -> Iterator[Job]:
         """Seed by seed, so that all arms have as many when time runs out."""
         arms = [*self.finalists(), *(self.state.named(name) for name in BASELINES)]
@@ -295,12 +317,12 @@ class Race:
                 yield self._job("retrial", [number], seed)
 
     def finalists(self) -> list[int]:
-        """The new candidates that did best in real training, as they are kept once the race is over."""
+        """The winners, in their shortest form that was really trained, as they are kept once the race is over."""
         known_already = self.state.archive.read_meta("finalists")
         if known_already is None:
-            started, trained = set(self.state.started()), set(self.state.on("adapter"))
-            new = [n for n in self.state.leaders() if n in trained and n not in started]
-            known_already = new[: self.config.finalists]
+            shortest, trained = self.state.shortest(), set(self.state.on("adapter"))
+            able = trained - set(self.state.started())
+            known_already = [shortest[n] if shortest[n] in able else n for n in self._winners()]
             with self.state.archive.writing():
                 self.state.archive.write_meta("finalists", known_already)
         return known_already

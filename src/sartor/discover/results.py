@@ -20,7 +20,7 @@ from sartor.objectives.shape import shape
 from sartor.report.words import number
 
 LEADERS = 20
-MEASURES = ("accuracy", "margin", "chosen", "rejected")
+MEASURES = ("accuracy", "margin", "chosen", "rejected", "reward", "kl")  # the last two where answers have a score
 # What a score is, where answers have a true score and where they have none.
 BITS = {
     "name": "Bits per pair",
@@ -51,7 +51,7 @@ def results(config: DiscoverConfig, state: State) -> dict[str, Any]:
     budget, spent = kept_budget(state.archive, config), state.archive.spent()
     return {
         "task": config.task,
-        "model": config.model,
+        "model": f"{config.proxy}, the retrial on {config.model}" if config.proxy else config.model,
         "seed": config.seed,
         "budget": config.budget,
         "plan": None if budget is None else str(budget),
@@ -124,15 +124,10 @@ def _best_known(state: State) -> int:
 def correlations(state: State) -> list[dict[str, Any]]:
     """Spearman's ρ between neighbouring rungs, of the fitness and of what else both measure."""
     rows = [{"from": a, "to": b, "measure": "fitness", "rho": state.correlation(a, b)} for a, b in PAIRS_OF_RUNGS]
-    for measure in MEASURES:
-        rows.append(
-            {
-                "from": "linear",
-                "to": "adapter",
-                "measure": measure,
-                "rho": state.correlation("linear", "adapter", _reads(measure)),
-            }
-        )
+    both = [state.results[rung, n] for rung in ("linear", "adapter") for n in state.on("adapter")]
+    for measure in [name for name in MEASURES if all(name in outcome.measures for outcome in both)]:
+        rho = state.correlation("linear", "adapter", _reads(measure))
+        rows.append({"from": "linear", "to": "adapter", "measure": measure, "rho": rho})
     return rows
 
 

@@ -20,6 +20,7 @@ from sartor.evaluate.statistics import Estimate, rank_correlation
 RUNGS = ("tabular", "linear", "adapter")
 NAMED, CANARY = "named", "canary"  # origins of what the search begins with
 ENOUGH = 8  # candidates on two rungs, before the one is trusted to foretell the other
+ALIKE = 0.01  # of what training does to a score: candidates that differ by less are taken to train alike
 REMEMBERED = 20  # failures that a proposer may be told of
 
 
@@ -97,11 +98,12 @@ class State:
         return rank_correlation([a for a, _ in finite], [b for _, b in finite])
 
     def expected(self) -> dict[int, float]:
-        """The fitness on the top rung that each candidate has, or may be expected to have from the linear rung.
+        """The fitness that each candidate may be expected to have on the top rung, were it judged without noise there.
 
-        Expectation is the regression of the one on the other over those that were on both, canaries left out, and never
-        with a negative slope. So the less the linear rung foretells, the nearer all that were only there are to the
-        mean, and the more of those really trained are ahead of them.
+        The linear rung tells it by regression over those that were on both, canaries left out, and never with a
+        negative slope: the less it foretells, the nearer all are to the mean. What was really trained is expected
+        between that and what it showed, by the reliability of the top rung (Kelley's formula): the best of many judged
+        by few prompts owes most of its lead to them.
         """
         top = {n: self.results["adapter", n].fitness for n in self.on("adapter")}
         linear = {n: self.results["linear", n].fitness for n in self.on("linear")}
@@ -113,17 +115,46 @@ class State:
         slope = max(0.0, float(fit.slope))
         centre = np.mean([linear[n] for n in both]), np.mean([top[n] for n in both])
         told = {n: float(centre[1] + slope * (value - centre[0])) for n, value in linear.items() if np.isfinite(value)}
-        return told | top
+        trust = _reliability([self.results["adapter", n].values for n in both], [top[n] - told[n] for n in both])
+        seen = {n: told[n] + trust * (top[n] - told[n]) if n in both else top[n] for n in top}
+        return told | seen
 
     def leaders(self) -> list[int]:
         """All candidates but canaries by expected fitness, best first."""
         expected, canaries = self.expected(), set(self.canaries())
         return sorted((n for n in expected if n not in canaries), key=lambda n: (-expected[n], n))
 
+    def kinds(self) -> dict[int, int]:
+        """For each candidate on the linear rung the first one that trains as it does there.
+
+        Their scores differ by less than a hundredth of what training does to them. Formulas may differ all the same,
+        where these data never come, or where a part of them does nothing.
+        """
+        numbers, found = self.on("linear"), {}
+        table = np.array([self.results["linear", n].values for n in numbers])
+        idle = [self.results["linear", n].values for n in self.canaries() if ("linear", n) in self.results][:1]
+        for i, n in enumerate(numbers):
+            done = np.abs(table[i] - (idle or 0.0)).max()
+            near = np.abs(table[:i] - table[i]).max(1) < ALIKE * done if np.isfinite(done) else np.array([])
+            found[n] = found[numbers[int(near.argmax())]] if near.any() else n
+        return found
+
+    def shortest(self) -> dict[int, int]:
+        """For each candidate on the linear rung the one with the shortest formula of those that train as it does."""
+        kinds, sizes = self.kinds(), {n: one.tree.size for n, one in self.candidates.items() if one.tree is not None}
+        best: dict[int, int] = {}
+        for n, kind in kinds.items():
+            if kind not in best or sizes[n] < sizes[best[kind]]:
+                best[kind] = n
+        return {n: best[kind] for n, kind in kinds.items()}
+
     def population(self) -> Population:
-        """What a proposer is shown."""
-        expected = self.expected()
-        members = [self._member(number, expected[number]) for number in self.leaders()]
+        """What a proposer is shown: of those that train alike the one with the shortest formula."""
+        expected, shortest = self.expected(), self.shortest()
+        fitness: dict[int, float] = {}
+        for n in self.leaders():
+            fitness.setdefault(shortest.get(n, n), expected[n])
+        members = [self._member(n, value) for n, value in fitness.items()]
         failed = [one for one in self.candidates.values() if one.refusal and not one.behaviour][-REMEMBERED:]
         return Population(members, [Failure(one.text, one.refusal) for one in failed], self.beta, self.unit)
 
@@ -163,6 +194,22 @@ class State:
                     f"{len(named)} known losses"
                 )
         return found
+
+
+def _reliability(values: Sequence[Sequence[float]], residuals: Sequence[float]) -> float:
+    """The share of the residuals' variance that is not noise of the prompts.
+
+    Args:
+        values: each candidate's score on each prompt; what is left of them without the means of candidates and of
+            prompts is noise (the two-way layout of Hoyt 1941).
+        residuals: each candidate's mean score less what was foretold.
+    """
+    table = np.array(values)
+    left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    candidates, prompts = table.shape
+    noise = (left**2).sum() / max(1, (candidates - 1) * (prompts - 1)) / prompts
+    spread = np.square(residuals).sum() / (candidates - 2)
+    return float(np.clip(1 - noise / spread, 0.0, 1.0)) if spread > 0 else 0.0
 
 
 def behaviour_of(tree: Expression, slope: float, convex: bool) -> str:

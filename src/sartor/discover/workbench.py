@@ -28,7 +28,7 @@ from sartor.train.loop import default_learning_rate, steps_of
 from sartor.train.run import RunFolder
 
 BETAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # every candidate chooses for itself from these ...
-ANSWERS = 2  # to each held-out prompt, by which a candidate is judged on the way
+ANSWERS, RETRIAL_ANSWERS = 2, 4  # to each held-out prompt, by which a candidate is judged on the way and at its end
 TIMED = 16  # answers that the time of sampling is foretold from
 RATES = (1.0, 2.5, 6.0)  # ... and from these multiples of the default learning rate of an adapter
 
@@ -47,58 +47,84 @@ class Job:
     seed: int = 0
 
 
-class Workbench:
-    """Opened from the run folder of a search; ``model`` is its own with a fresh adapter, where it is loaded already."""
+@dataclass(frozen=True)
+class Base:
+    """A frozen model with a fresh adapter, and a fingerprint of what it computes."""
 
-    def __init__(self, folder: Path, model: LanguageModel | None = None) -> None:
+    model: LanguageModel
+    weights: str
+
+    @classmethod
+    def load(cls, config: DiscoverConfig, name: str) -> "Base":
+        """By its name or folder."""
+        model = load(name, config.dtype, config.lora_r, None, config.seed)
+        return cls(model, fingerprint(model))
+
+    @property
+    def rate(self) -> float:
+        """The default learning rate of its adapter."""
+        return default_learning_rate(self.model.parameters, lora=True)
+
+
+class Workbench:
+    """Opened from the run folder of a search; ``base`` is its own, where it is loaded already."""
+
+    def __init__(self, folder: Path, base: Base | None = None) -> None:
         self.run = RunFolder(folder)
-        self._loaded = model
+        self._loaded = base
         self.config = DiscoverConfig(**{**from_yaml(folder / "config.yaml", DiscoverConfig), "output": folder})
 
     @cached_property
-    def model(self) -> LanguageModel:
-        """The frozen base with a fresh adapter."""
-        config = self.config
-        return self._loaded or load(config.model, config.dtype, config.lora_r, None, config.seed)
+    def base(self) -> Base:
+        """What winners are for: --model."""
+        return self._loaded or Base.load(self.config, self.config.model)
 
     @cached_property
-    def weights(self) -> str:
-        """What the base computes, by its content."""
-        return fingerprint(self.model)
+    def proxy(self) -> Base:
+        """What is searched on: --proxy, and without one --model itself."""
+        return Base.load(self.config, self.config.proxy) if self.config.proxy else self.base
 
     @cached_property
     def search(self) -> Material:
         """What candidates train on and are judged by."""
-        return self._material("search", "search-held-out", ANSWERS)
+        return self._material("search", "search-held-out", ANSWERS, self.proxy)
 
     @cached_property
     def retrial(self) -> Material:
-        """The same for winners, at the price of the search, with more answers."""
-        found = self._material("retrial", "retrial-held-out", self.config.answers)
-        if found.truth is None or self.search.truth is None:
+        """The same for winners, with more answers, and on the same model at the price of the search."""
+        found = self._material("retrial", "retrial-held-out", RETRIAL_ANSWERS, self.base)
+        if found.truth is None or self.search.truth is None or self.config.proxy:
             return found
         return replace(found, truth=replace(found.truth, price=self.search.truth.price))
 
     @cached_property
     def adapters(self) -> Adapters:
-        """The one adapter that all train; both materials stand on the same network."""
+        """The one adapter that all candidates train."""
         return Adapters.fresh(self.search)
+
+    @cached_property
+    def adapters_of_retrial(self) -> Adapters:
+        """The same on the retrial's data; without a proxy it is on the same network."""
+        return Adapters.fresh(self.retrial) if self.config.proxy else replace(self.adapters, material=self.retrial)
 
     @cached_property
     def settings(self) -> list[Setting]:
         """What a candidate may choose from."""
-        usual = default_learning_rate(self.model.parameters, lora=True)
-        return [Setting(beta, rate * usual) for rate in RATES for beta in BETAS]
+        return [Setting(beta, rate * self.proxy.rate) for rate in RATES for beta in BETAS]
+
+    def carried(self, setting: Setting) -> Setting:
+        """What was chosen on the proxy as --model is trained: at the same β, with a rate that goes by size."""
+        return replace(setting, learning_rate=setting.learning_rate * self.base.rate / self.proxy.rate)
 
     def execute(self, job: Job) -> list[Outcome]:
         """Try the candidates of a job, in their order."""
         trees = [parse(text) for text in job.texts]
         if job.rung == "linear":
             return run_linear(self.search, self.kernel, trees, self.settings)
-        adapters = self.adapters
+        adapters, settings = self.adapters, job.settings
         if job.rung == "retrial":
-            adapters = replace(adapters, material=self.retrial)
-        return [adapters.run(tree, at, job.seed) for tree, at in zip(trees, job.settings, strict=True)]
+            adapters, settings = self.adapters_of_retrial, tuple(map(self.carried, settings))
+        return [adapters.run(tree, at, job.seed) for tree, at in zip(trees, settings, strict=True)]
 
     @cached_property
     def kernel(self) -> Kernel:
@@ -108,17 +134,19 @@ class Workbench:
             self.adapters.reset(0)
             train, held_out = self.search.train, self.search.held_out
             with progress("linearising", train.first[-1] + held_out.first[-1]) as advance:
-                found = kernel_of(self.model, train.data.trees, held_out.data.trees, self.config.token_budget, advance)
+                found = kernel_of(
+                    self.proxy.model, train.data.trees, held_out.data.trees, self.config.token_budget, advance
+                )
             scratch = path.with_suffix(".partial")
             save_file({name: value.contiguous() for name, value in vars(found).items()}, scratch)
             scratch.rename(path)
         return Kernel(**load_file(path))
 
-    def _material(self, train: str, held_out: str, answers: int) -> Material:
-        config = self.config
-        parts = [read_part(config, self.run, self.model, self.weights, name) for name in (train, held_out)]
-        if self.model.shares_prompts is None:
-            check(self.model, max((t for part in parts for t in part.data.trees), key=lambda tree: tree.size))
+    def _material(self, train: str, held_out: str, answers: int, base: Base) -> Material:
+        config, model = self.config, base.model
+        parts = [read_part(config, self.run, model, base.weights, name) for name in (train, held_out)]
+        if model.shares_prompts is None:
+            check(model, max((t for part in parts for t in part.data.trees), key=lambda tree: tree.size))
         items = len(parts[0].data.trees)
         recipe = Recipe(
             steps=steps_of(config.epochs, None, items, config.batch_size),
@@ -136,13 +164,13 @@ class Workbench:
                     f"--score {scorer}: it scores all held-out answers alike, so nothing could be told apart"
                 )
             truth = Truth(scorer, scored.price, config.task != "preferences", answers, config.max_new_tokens)
-        return Material(self.model, parts[0], parts[1], recipe, truth)
+        return Material(model, parts[0], parts[1], recipe, truth)
 
     def seconds_per_answer(self) -> float:
-        """What sampling takes, timed on one answer to some prompts."""
+        """What sampling takes in the retrial, timed on one answer to some prompts."""
         ids = [tree.prompt for tree in self.retrial.held_out.data.trees[:TIMED]]
         began = time.perf_counter()
-        sample(self.model, ids, 1, Sampling(self.config.max_new_tokens))
+        sample(self.base.model, ids, 1, Sampling(self.config.max_new_tokens))
         return (time.perf_counter() - began) / len(ids)
 
 

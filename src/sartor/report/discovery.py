@@ -41,7 +41,7 @@ KL = "the KL of its own answers to held-out prompts, in nats"
 MOVED = "|chosen| + |rejected|: how many nats training moved held-out chosen and rejected texts by"
 FLOOR = -0.25  # of a score: less is drawn there, so that one broken candidate does not flatten all others
 SEEN, NEAR = 20.0, 10.0  # nats: margins that curves are drawn over, and those that they are scaled by
-ORIGINS = ("named", "random", "mutate", "cross", "tune", "model")
+ORIGINS = ("named", "random", "mutate", "cross", "tune", "prune", "model")
 STEP, ROW = 118, 26  # of the lineage, in pixels
 
 
@@ -70,6 +70,7 @@ def _context(found: Row, folder: Path) -> dict[str, Any]:
         "tiles": [*_verdicts(found), _tried(found)],
         "unit": found["unit"],
         "score": found["score"],
+        "foretold": found["task"] != "preferences",
         "distance_is": KL if _has_kl(rows) else MOVED,
         "retrial": _retrial(found),
         "winner": _winner(winner, folder, names) if winner else None,

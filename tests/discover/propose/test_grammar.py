@@ -40,13 +40,13 @@ def test_proposals_are_of_the_language_and_follow_from_the_seed(way: str) -> Non
         assert 2 < one.tree.size <= MOST
         assert parse(to_python(one.tree)) == one.tree
         assert one.origin == way
-        assert len(one.parents) == {"random": 0, "mutate": 1, "cross": 2, "tune": 1}[way]
+        assert len(one.parents) == {"random": 0, "mutate": 1, "cross": 2, "tune": 1, "prune": 1}[way]
         assert all(one.tree != numbers[parent] for parent in one.parents)
 
 
 def test_without_members_only_the_random_grammar_speaks() -> None:
     found = {way: len(Grammar(way).propose(Population([]), 4, np.random.default_rng(0))) for way in WAYS}
-    assert found == {"random": 4, "mutate": 0, "cross": 0, "tune": 0}
+    assert found == {"random": 4, "mutate": 0, "cross": 0, "tune": 0, "prune": 0}
 
 
 def test_the_random_grammar_says_something_worth_training_often_enough() -> None:

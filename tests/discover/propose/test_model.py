@@ -102,9 +102,7 @@ def test_it_shows_parents_with_intervals_ranks_shapes_and_code_and_failures_with
     assert "import os" not in text
 
 
-def test_before_anything_is_trained_it_shows_what_the_search_begins_with(asking) -> None:
-    asking(population=Population([], seeds=[("dpo", known("dpo"))]))
-    assert "\ndpo\nshape at beta 0.1: " in asking.question()
+def test_before_anything_is_trained_it_only_asks(asking) -> None:
     asking(population=Population([]))
     assert asking.question().startswith("Propose 4 new objectives")
 

@@ -13,7 +13,7 @@ from sartor.discover.material import Material, Part, Recipe
 from sartor.discover.rungs.adapter import Adapters, branch_logps
 from sartor.discover.rungs.linear import ADAM, Kernel, gradients, kernel_of, run_linear, train
 from sartor.discover.rungs.many import pulls
-from sartor.discover.rungs.outcome import Setting
+from sartor.discover.rungs.outcome import Scored, Setting
 from sartor.model.load import LanguageModel, adapt
 from sartor.model.reference import score_trees
 from sartor.train.preferences import Preferences
@@ -91,7 +91,10 @@ def test_fewer_coordinates_stand_for_all() -> None:
         assert float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1]) > 0.9, name
 
 
-def test_inner_products_train_as_the_sum_that_they_abbreviate(material: Material, kernel: Kernel) -> None:
+@pytest.mark.parametrize("normalised", [False, True])
+def test_inner_products_train_as_the_sum_that_they_abbreviate(
+    material: Material, kernel: Kernel, normalised: bool
+) -> None:
     """θ itself, moved by Adam with a preconditioner of its own: φ's root mean square and one running number."""
     model, data, recipe = material.model, material.train, material.recipe
     both = [*data.data.trees, *material.held_out.data.trees]
@@ -99,18 +102,25 @@ def test_inner_products_train_as_the_sum_that_they_abbreviate(material: Material
     count = data.first[-1]
     scale = features[:count].square().mean(0).sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
+    prompt = torch.tensor([i for i, tree in enumerate(material.held_out.data.trees) for _ in tree.branches])
+    by_prompt = [features[count:][prompt == i] for i in range(int(prompt.max()) + 1)] if normalised else []
     setting, program = Setting(0.2, 1e-3), Program(known("lrml"))
     theta, momentum, square = torch.zeros(features.shape[1]), torch.zeros(features.shape[1]), 0.0
     for step, batch in enumerate(data.batches(recipe, seed=0), start=1):
-        rows = features[batch.branches]
-        pulled = pulls([program], batch, (rows @ theta)[None, None], torch.tensor([setting.beta]))[0, 0]
+        # F·θ: the covariance of φ among the answers to a prompt, averaged over prompts.
+        spreads = [phi - phi.mean(0) for phi in by_prompt]
+        moved = sum((x.t() @ (x @ theta) / (len(x) - 1) / len(spreads) for x in spreads), torch.zeros_like(theta))
+        rows = features[batch.branches] - moved
+        logratios = features[batch.branches] @ theta - theta @ moved / 2
+        pulled = pulls([program], batch, logratios[None, None], torch.tensor([setting.beta]))[0, 0]
         gradient = pulled @ rows
         gradient = gradient * min(1.0, recipe.max_grad_norm / (float(gradient.norm()) + 1e-6))
         momentum = ADAM[0] * momentum + (1 - ADAM[0]) * gradient / scale
         square = ADAM[1] * square + (1 - ADAM[1]) * float((gradient / scale).square().mean())
         rate = setting.learning_rate * recipe.rates(1.0).at(step - 1)
         theta -= rate * momentum / (1 - ADAM[0] ** step) / (square / (1 - ADAM[1] ** step)) ** 0.5
-    shares = train(material, kernel, [program], [setting])[0, 0]
+    drawn = Scored(torch.zeros(len(prompt)), prompt) if normalised else None
+    shares = train(material, kernel, [program], [setting], drawn)[0, 0]
     assert torch.allclose(kernel.moves @ shares, features @ theta, rtol=1e-3, atol=1e-4)
 
 

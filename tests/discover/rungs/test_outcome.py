@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sartor.discover.rungs.outcome import Pairs, Scored, Setting, bits, choose, judged, worth
+from sartor.discover.rungs.outcome import Pairs, Scored, Setting, bits, choose, forecast, judged, worth
 
 
 def pairs(count: int) -> Pairs:
@@ -35,21 +35,42 @@ def test_bits_of_certainty_of_the_inverse_and_of_nothing(sign: float, wanted: fl
     assert float(bits(moved, pairs(10)).mean()) == pytest.approx(wanted, abs=1e-6)
 
 
-@pytest.mark.parametrize("size", [0.02, 3.0, 300.0])
-def test_worth_is_the_value_of_a_tilt(size: float) -> None:
-    # Policies π ∝ exp(d) over the reference's own answers, however far they go.
+def test_worth_is_the_value_of_a_tilt_of_normal_scores() -> None:
+    # Log-ratios that go with the score and ones that do not: two policies π ∝ π_ref · exp(d), seen by many answers.
     draw = torch.Generator().manual_seed(2)
-    scores, tilt = torch.randn(5, 40, generator=draw).double(), size * torch.randn(5, 40, generator=draw).double()
-    prompt = torch.arange(5).repeat_interleave(40)
-    scored = Scored(scores.flatten().float(), prompt)
-    weights = tilt.softmax(-1)
-    gain = (weights * scores).sum(-1) - scores.mean(-1)
-    kl = tilt.var(-1) / 2
-    if size < 1:  # the first term of its series is nearly all of it
-        assert torch.allclose(kl, torch.special.xlogy(weights, weights * 40).sum(-1), rtol=0.1)
-    found = worth(tilt.flatten()[None, None], scored)[0, 0]
-    assert torch.allclose(found, gain - scored.price * kl, atol=1e-6)
-    assert torch.allclose(worth((tilt + 7).flatten(), scored), found, atol=1e-6)  # a shift of all answers is none
+    score, other = torch.randn(2, 400_000, generator=draw).double()
+    tilts = torch.stack([0.5 * score, 0.3 * score + 0.4 * other, -0.2 * score])
+    scored = Scored(score, torch.zeros(len(score), dtype=torch.long))
+    weights = tilts.softmax(-1)
+    reward = (weights * score).sum(-1)
+    kl = torch.special.xlogy(weights, weights * len(score)).sum(-1)
+    found = worth(tilts, scored)[:, 0]
+    assert torch.allclose(found, reward - scored.price * kl, atol=5e-3)
+    assert torch.allclose(worth(tilts + 7, scored)[:, 0], found, atol=1e-9)  # a shift of all answers is none
+    # To first order log-ratios average to 0; the true ones are those of chances that sum to one.
+    best, worst = int(score.argmax()), int(score.argmin())
+    pair = Pairs(torch.tensor([best]), torch.tensor([worst]), torch.tensor([0]))
+    true = (weights[0] * len(score)).log()
+    assert forecast(tilts[0], pair, scored) == pytest.approx(
+        {
+            "accuracy": 1.0,
+            "margin": float(true[best] - true[worst]),
+            "chosen": float(true[best]),
+            "rejected": float(true[worst]),
+            "reward": float(reward[0]),
+            "kl": float(kl[0]),
+        },
+        abs=1e-2,
+    )
+
+
+def test_worth_is_not_biased_by_few_answers() -> None:
+    draw = torch.Generator().manual_seed(3)
+    score, prompt = torch.randn(60_000, generator=draw).double(), torch.arange(20_000).repeat_interleave(3)
+    scored = Scored(score + prompt % 2, prompt)
+    pair = Pairs(*torch.tensor([[0], [1], [0]]))
+    found = forecast(0.5 * score + prompt % 3, pair, scored)  # prompts differ in both, and that is no merit
+    assert (found["reward"], found["kl"]) == pytest.approx((1.0, 0.125), rel=0.03)
 
 
 def test_a_setting_is_not_judged_where_it_was_chosen() -> None:

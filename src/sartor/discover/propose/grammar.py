@@ -54,7 +54,7 @@ INFIX = {"add": 3.0, "sub": 3.0, "mul": 3.0, "div": 0.5, "maximum": 0.5, "minimu
 
 @dataclass(frozen=True)
 class Grammar:
-    """A ``Proposer`` that makes objectives by one way of making them, ``random``, ``mutate``, ``cross`` or ``tune``."""
+    """A ``Proposer`` that makes objectives by one way of making them: one of ``WAYS``."""
 
     name: str
 
@@ -190,9 +190,22 @@ def _tune(population: Population, draw: np.random.Generator) -> Proposal | None:
     return Proposal(tree, "tune", (parent.number,)) if tree != parent.tree else None
 
 
+def _prune(population: Population, draw: np.random.Generator) -> Proposal | None:
+    """One of the best without a part of it: what did nothing there is not missed, and the formula can be read."""
+    members = population.members
+    if not members:
+        return None
+    parent = members[int(draw.integers(max(1, len(members) // 20)))]
+    nodes = list(parent.tree.walk())
+    at = int(draw.integers(len(nodes)))
+    tree = simplify(replaced(parent.tree, at, _child(nodes[at], draw)))
+    return Proposal(tree, "prune", (parent.number,)) if tree.size < parent.tree.size else None
+
+
 WAYS: dict[str, Callable[[Population, np.random.Generator], Proposal | None]] = {
     "random": _random,
     "mutate": _mutate,
     "cross": _cross,
     "tune": _tune,
+    "prune": _prune,
 }

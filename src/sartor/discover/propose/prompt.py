@@ -47,7 +47,7 @@ Answer with a JSON list and nothing else, in this form:
 
 def question(population: Population, parents: Sequence[Member], count: int) -> tuple[Message, ...]:
     """What the model is asked: the language, the parents with their scores and shapes, what failed, ``count`` new."""
-    parts = [_parents(population, parents) if parents else _seeds(population), _failures(population.failures)]
+    parts = [_parents(population, parents) if parents else "", _failures(population.failures)]
     parts.append(ANSWER.format(count=count, example=KNOWN["dpo"]))
     return Message("system", language()), Message("user", "\n\n".join(filter(None, parts)))
 
@@ -101,16 +101,6 @@ def _parents(population: Population, parents: Sequence[Member]) -> str:
         ]
         lines += [f"likeness: {member.likeness}"] if member.likeness else []
         lines.append(_objective(member.tree, population.beta))
-    return "\n".join(lines)
-
-
-def _seeds(population: Population) -> str:
-    """Where nothing is trained yet: what a search may begin with."""
-    if not population.seeds:
-        return ""
-    lines = ["No objective is trained yet. Some that are known:"]
-    for name, tree in population.seeds[:PARENTS]:
-        lines += [f"\n{name}", _objective(tree, population.beta)]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """What a proposer is shown, and what it gives back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -67,7 +67,6 @@ class Population:
     failures: Sequence[Failure] = ()
     beta: float = 0.1
     unit: str = "bits per pair"
-    seeds: Sequence[tuple[str, Expression]] = field(default_factory=tuple)
 
 
 @runtime_checkable

@@ -89,7 +89,7 @@ class Adapters:
 
         All candidates draw with the same random numbers.
         """
-        part = self.material.held_out
+        part = self.material.held_out.compared
         moved = branch_logps(self.material.model, part, self.material.recipe.token_budget) - part.reference
         found = judged(moved[None, None], part.pairs(), [setting])[0]
         return found if self.material.truth is None else self._by_answers(found, self.material.truth, seed)

@@ -6,10 +6,14 @@ a data set. The kernel view of fine-tuning (arXiv 2210.05643) and LESS (arXiv 24
 to stay where it is.
 
 Adam moves each coordinate by its own momentum over its own root mean square. The latter hardly depends on the objective
-up to a factor: it is taken to be that of φ over all branches, times one running number for each run. Then θ is always a
-sum of training branches' preconditioned φ, and all that a run needs of φ are three matrices of inner products, exact in
-all coordinates. Training any objective takes a step no longer than its formula does, with the real batches, schedule
+up to a factor: it is taken to be that of φ over the branches to train on, times one running number for each run. Then θ
+is always a sum of branches' preconditioned φ, and all that a run needs of φ are three matrices of inner products, exact
+in all coordinates. Training any objective takes a step no longer than its formula does, with the real batches, schedule
 and clipping, and the log-ratios of held-out branches are one product.
+
+Chances of all answers must sum to one, which φ·θ alone forgets: an objective that lifts every log-prob would never be
+done, and one that lowers them all would find resistance where there is none. Where held-out branches are answers that
+the reference drew they tell the Fisher matrix F, and the policy is π_ref · e^(φ·θ) / Z with log Z = θᵀFθ / 2, its KL.
 """
 
 import time
@@ -28,7 +32,7 @@ from sartor.discover.language.expression import Expression
 from sartor.discover.language.program import Program
 from sartor.discover.material import Material
 from sartor.discover.rungs.many import pulls
-from sartor.discover.rungs.outcome import Outcome, Setting, judged
+from sartor.discover.rungs.outcome import Outcome, Scored, Setting, judged
 from sartor.model.forward import check, token_logps
 from sartor.model.load import LanguageModel
 from sartor.model.logprobs import sum_by_branch
@@ -41,18 +45,17 @@ ADAM = 0.9, 0.999  # as in ``MasterWeights``
 
 @dataclass(frozen=True)
 class Kernel:
-    """Inner products of φ, between all branches and those to train on, which come first.
+    """Inner products of φ between all branches, those to train on first.
 
     Attributes:
         moves: φ·D·φ, with D = 1/rms of each coordinate: how a step on one branch moves the log-ratio of another.
-        norms: φ·φ, of the training branches: for the gradient's norm.
-        squares: φ·D²·φ, of the training branches, divided by the number of coordinates: the mean square of the
-            preconditioned gradient.
+        norms: φ·φ: for the gradient's norm.
+        squares: φ·D²·φ, divided by the number of coordinates: the mean square of the preconditioned gradient.
     """
 
-    moves: Float[Tensor, "branches train"]
-    norms: Float[Tensor, "train train"]
-    squares: Float[Tensor, "train train"]
+    moves: Float[Tensor, "branches branches"]
+    norms: Float[Tensor, "branches branches"]
+    squares: Float[Tensor, "branches branches"]
 
 
 def run_linear(
@@ -69,13 +72,13 @@ def run_linear(
         settings: what each may choose from.
     """
     part = material.held_out
+    scored = part.scored if material.truth and material.truth.on_policy else None
     found = []
     for i in range(0, len(trees), AT_ONCE):
         some = trees[i : i + AT_ONCE]
         began = time.perf_counter()
-        shares = train(material, kernel, [Program(tree) for tree in some], settings)
-        moved = shares @ kernel.moves[len(kernel.norms) :].t()
-        scored = part.scored if material.truth and material.truth.on_policy else None
+        shares = train(material, kernel, [Program(tree) for tree in some], settings, scored)
+        moved = shares @ kernel.moves[material.train.first[-1] :].t()
         rated = judged(moved.transpose(0, 1), part.pairs(), settings, scored)
         seconds = (time.perf_counter() - began) / len(some)
         found += [replace(one, seconds=seconds) for one in rated]
@@ -83,19 +86,38 @@ def run_linear(
 
 
 def train(
-    material: Material, kernel: Kernel, programs: Sequence[Program], settings: Sequence[Setting]
-) -> Float[Tensor, "settings candidates train"]:
-    """How much of each training branch's preconditioned φ is in θ after all steps."""
-    recipe, count = material.recipe, len(kernel.norms)
+    material: Material,
+    kernel: Kernel,
+    programs: Sequence[Program],
+    settings: Sequence[Setting],
+    drawn: Scored | None = None,
+) -> Float[Tensor, "settings candidates branches"]:
+    """How much of each branch's preconditioned φ is in θ after all steps.
+
+    Args:
+        material: what they train on.
+        kernel: of its branches.
+        programs: the candidates.
+        settings: what each trains at.
+        drawn: the held-out branches, where they are the reference's own answers; no score of theirs is looked at.
+    """
+    recipe, first = material.recipe, material.train.first[-1]
     betas = torch.tensor([setting.beta for setting in settings])
     rates = torch.tensor([setting.learning_rate for setting in settings])[:, None, None]
     schedule = recipe.rates(1.0)
-    shares = torch.zeros(len(settings), len(programs), count)
+    shares = torch.zeros(len(settings), len(programs), len(kernel.moves))
     momentum, square = torch.zeros_like(shares), torch.zeros(len(settings), len(programs), 1)
     for step, batch in enumerate(material.train.batches(recipe, seed=0), start=1):
         at = batch.branches
         logratios = shares @ kernel.moves[at].t()
-        pulled = pulls(programs, batch, logratios, betas)
+        if drawn is None:
+            pulled = pulls(programs, batch, logratios, betas)
+        else:
+            # F·θ as a sum of the drawn answers' φ; log Z goes off every log-ratio, and its gradient off every gradient.
+            fisher, log_z = drawn.fisher(shares @ kernel.moves[first:].t())
+            pulled = pulls(programs, batch, logratios - log_z, betas)
+            pulled = torch.cat([pulled, -pulled.sum(-1, keepdim=True) * fisher], -1)
+            at = torch.cat([at, torch.arange(first, len(kernel.moves))])
         norm = _length(pulled, kernel.norms[at][:, at]).sqrt()
         pulled *= (recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         momentum *= ADAM[0]
@@ -133,14 +155,14 @@ def kernel_of(
     """
     features, step = gradients(model, [*train_on, *held_out], token_budget, progress, room)
     count = sum(len(tree.branches) for tree in train_on)
-    everything = torch.zeros(3, len(features), count)
+    everything = torch.zeros(3, len(features), len(features))
     for part in features.split(COLUMNS, dim=1):
         wide = part.float()
         scale = wide[:count].square().mean(0, keepdim=True).sqrt()
         scaled = wide / torch.where(scale > 0, scale, 1.0)
-        everything += torch.stack([scaled @ wide[:count].t(), wide @ wide[:count].t(), scaled @ scaled[:count].t()])
+        everything += torch.stack([scaled @ wide.t(), wide @ wide.t(), scaled @ scaled.t()])
     moves, norms, squares = everything
-    return Kernel(step * moves, step * norms[:count], squares[:count] / features.shape[1])
+    return Kernel(step * moves, step * norms, squares / features.shape[1])
 
 
 def gradients(

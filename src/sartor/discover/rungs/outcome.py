@@ -84,6 +84,25 @@ class Scored:
         """What a nat of KL costs, in units of the score: a tenth of its spread among the reference's own answers."""
         return PRICE * float(self.score.std())
 
+    def apart(self, logratios: Float[Tensor, "*runs branches"]) -> Float[Tensor, "*runs branches"]:
+        """Log-ratios less the mean of their prompt."""
+        return logratios - _by_prompt(logratios, self.prompt)[..., self.prompt]
+
+    @property
+    def free(self) -> Int[Tensor, " prompts"]:
+        """Degrees of freedom of each prompt's answers once their mean is taken off."""
+        return torch.bincount(self.prompt) - 1
+
+    def fisher(
+        self, logratios: Float[Tensor, "*runs branches"]
+    ) -> tuple[Float[Tensor, "*runs branches"], Float[Tensor, "*runs 1"]]:
+        """What of each branch's φ is in F·θ, and θᵀFθ / 2, where ``logratios`` are φ·θ.
+
+        F is the mean over prompts of the covariance of φ.
+        """
+        shares = self.apart(logratios) / (self.free[self.prompt] * len(self.free))
+        return shares, (shares * logratios).sum(-1, keepdim=True) / 2
+
 
 def judged(
     logratios: Float[Tensor, "candidates settings branches"],
@@ -101,7 +120,8 @@ def judged(
     values = torch.where(finite, values, -math.inf)
     found = []
     for own, (scores, at) in zip(known, map(choose, values), strict=True):
-        found.append(Outcome(settings[at], tuple(scores.tolist()), measures(own[at], pairs)))
+        seen = measures(own[at], pairs) if scored is None else forecast(own[at], pairs, scored)
+        found.append(Outcome(settings[at], tuple(scores.tolist()), seen))
     return found
 
 
@@ -132,19 +152,35 @@ def bits(logratios: Float[Tensor, "*runs branches"], pairs: Pairs) -> Float[Tens
 
 
 def worth(logratios: Float[Tensor, "*runs branches"], scored: Scored) -> Float[Tensor, "*runs prompts"]:
-    """What a policy gains in true score less what its KL costs, by prompt, on answers that the reference drew.
+    """What a policy's own answers may be expected to score, less the price of their KL, by prompt.
 
-    They stand for all answers: the policy is taken to draw each of a prompt's with a chance in proportion to e^d, with
-    d its log-ratio (self-normalised importance weights), and so can gain no more than the best of them has. Its KL is
-    taken to be Var(d) / 2, the first term of its series: that of the n answers, at most log n, would charge nothing for
-    going on for ever, and candidates choose their learning rate by this.
+    Told from answers that the reference drew.
     """
-    values = []
-    for prompt in range(int(scored.prompt.max()) + 1):
-        own = scored.prompt == prompt
-        chance, score = logratios[..., own].softmax(-1), scored.score[own].to(logratios.dtype)
-        values.append((chance * score).sum(-1) - score.mean() - scored.price * logratios[..., own].var(-1) / 2)
-    return torch.stack(values, -1)
+    reward, kl = _reward_and_kl(logratios, scored)
+    return reward - scored.price * kl
+
+
+def forecast(logratios: Float[Tensor, " branches"], pairs: Pairs, scored: Scored) -> dict[str, float]:
+    """:func:`measures` of a policy of which log-ratios are known to first order, and what its own answers are like.
+
+    To first order log-ratios average to 0 over the reference's answers, and so chances of all answers sum to more than
+    one. Their sum is E[e^d] = e^(Var(d) / 2) where d is normal: a policy's true log-ratios are lower by its KL.
+    """
+    reward, kl = _reward_and_kl(logratios, scored)
+    found = measures(logratios - kl[..., scored.prompt], pairs)
+    return {**found, "reward": float(reward.mean()), "kl": float(kl.mean())}
+
+
+def _reward_and_kl(logratios: Tensor, scored: Scored) -> tuple[Tensor, Tensor]:
+    """The reference's mean score plus Cov(d, score), and Var(d) / 2, by prompt, with d the log-ratio.
+
+    Exact where d and the score are jointly normal under the reference, since then a policy π_ref · e^d only moves their
+    means. Reweighting the n answers by e^d instead could gain no more than the best of them has, and go no further than
+    log n nats.
+    """
+    d, score = scored.apart(logratios), scored.score.to(logratios.dtype)
+    gain, square = _sums(d * score, scored.prompt), _sums(d * d, scored.prompt)
+    return _by_prompt(score, scored.prompt) + gain / scored.free, square / scored.free / 2
 
 
 def measures(logratios: Float[Tensor, " branches"], pairs: Pairs) -> dict[str, float]:
