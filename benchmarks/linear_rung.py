@@ -2,8 +2,11 @@
 
     python benchmarks/linear_rung.py --output runs/fidelity [any option of sartor discover]
 
-Writes benchmarks/results/linear_rung.json: per objective what both say, and Spearman's ρ over objectives with its
-interval for fitness, accuracy, margin and displacement; and what a candidate costs on either. Goes on where it stopped.
+Objectives are the most unlike ones among the catalogue and four more, at two β each: DPO, then always the one whose
+fingerprint is farthest from all those taken. All learn at the rate in the middle of those that a search has candidates
+choose from. Writes benchmarks/results/linear_rung.json: per objective what both say, and Spearman's ρ over objectives
+with its interval for each measure; and what a candidate costs on either. Goes on where it stopped. The canary zero is
+run as well, and left out of all correlations.
 """
 
 import json
@@ -11,64 +14,82 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from sartor.cli import parse
 from sartor.config import DiscoverConfig, to_yaml
+from sartor.discover.language.expression import Expression
 from sartor.discover.language.known import KNOWN, known
 from sartor.discover.language.parse import parse as parse_objective
+from sartor.discover.language.printing import to_python
+from sartor.discover.language.program import Program
 from sartor.discover.parts import write_parts
 from sartor.discover.rungs.linear import run_linear
-from sartor.discover.rungs.outcome import Setting
+from sartor.discover.rungs.outcome import Outcome, Setting
+from sartor.discover.screens import fingerprints
 from sartor.discover.workbench import Workbench
 from sartor.evaluate.statistics import rank_correlation
 from sartor.machine import machine, set_up_memory
 from sartor.train.run import RunFolder
 
 RESULT = Path(__file__).parent / "results" / "linear_rung.json"
-# Unlike in what they do to chosen and rejected, not in name alone: likelihood only, one side only, wrong sign.
+COUNT = 24
+BETAS = (0.1, 1.0)
 MORE = {
     "unlikelihood": "softplus(beta * rejected_logratio)",
     "chosen only": "-log_sigmoid(beta * chosen_logratio)",
     "exponential": "exp(-(beta * margin))",
     "lrml wide": "sigmoid(-margin / 5) * softplus(-(beta * margin)) + sigmoid(margin / 5) * exp(-(beta * margin))",
 }
-# The most unlike first, since each takes a while and what is there is told after each.
-FIRST = ("dpo", "inverted", "sft", "simpo", "lrml", "dpop", "apo_down", "unlikelihood", "orpo", "hinge", "chosen only")
-LIKE_OTHERS = ("robust", "r_dpo", "dpo_norm", "ipo", "aqfl")
-MEASURES = ("fitness", "accuracy", "margin", "chosen", "rejected")
-BETA = {"simpo": 2.0, "alphapo": 2.0, "nca": 0.1, "sppo": 0.05, "cal_dpo": 0.05}  # 0.1 for the others
+MEASURES = ("fitness", "accuracy", "margin", "chosen", "rejected", "reward", "kl")
 
 
 def main() -> None:
-    config = parse("discover", DiscoverConfig, sys.argv[1:])
-    set_up_memory(config.token_budget)
-    run = RunFolder(config.output)
-    config.output.mkdir(parents=True, exist_ok=True)
-    run.write_text("config.yaml", to_yaml(config))
-    write_parts(config, run)
-    bench = Workbench(config.output)
-    began = time.perf_counter()
+    bench = opened(sys.argv[1:])
+    run, began = bench.run, time.perf_counter()
     kernel = bench.kernel
     seconds_of_kernel = run.read_json("kernel.json") or time.perf_counter() - began
     run.write_json("kernel.json", seconds_of_kernel)
-    done = run.read_json("fidelity.json") or {}
-    rate = min(setting.learning_rate for setting in bench.settings)
-    for name in dict.fromkeys([*FIRST, *MORE, *(name for name in KNOWN if name not in LIKE_OTHERS), "zero"]):
-        if name in done:
-            continue
-        tree = parse_objective(MORE[name]) if name in MORE else known(name)
-        setting = Setting(BETA.get(name, 0.1), rate)
+    done, rows = run.read_json("real.json") or {}, {}
+    rates = sorted({setting.learning_rate for setting in bench.settings})
+    for name, (tree, beta) in {**unlike(COUNT), "zero": (known("zero"), BETAS[0])}.items():
+        setting = Setting(beta, rates[len(rates) // 2])
         linear = run_linear(bench.search, kernel, [tree], [setting])[0]
-        real = bench.adapters.run(tree, setting)
-        done[name] = {
-            "setting": str(setting),
-            "linear": {"fitness": linear.fitness, **linear.measures, "seconds": linear.seconds},
-            "real": {"fitness": real.fitness, **real.measures, "seconds": real.seconds},
-        }
-        run.write_json("fidelity.json", done)
+        real = done.get(name) or record(bench.adapters.run(tree, setting))
+        done[name] = real
+        run.write_json("real.json", done)
+        rows[name] = {"formula": to_python(tree), "setting": str(setting), "linear": record(linear), "real": real}
         print(f"\n{name}: {setting}", flush=True)
-        found = summary(bench, done, seconds_of_kernel)
+        found = summary(bench, rows, seconds_of_kernel)
         RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(RESULT)
+
+
+def opened(arguments: list[str]) -> Workbench:
+    """The model and the data of a search with these options, made where they are not there yet."""
+    config = parse("discover", DiscoverConfig, arguments)
+    set_up_memory(config.token_budget)
+    config.output.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(config.output)
+    run.write_text("config.yaml", to_yaml(config))
+    write_parts(config, run)
+    return Workbench(config.output)
+
+
+def record(outcome: Outcome) -> dict[str, float]:
+    return {"fitness": outcome.fitness, **outcome.measures, "seconds": outcome.seconds}
+
+
+def unlike(count: int) -> dict[str, tuple[Expression, float]]:
+    """The most unlike objectives and their β by name: farthest-first traversal of fingerprints, from DPO on."""
+    trees = {name: known(name) for name in KNOWN} | {name: parse_objective(text) for name, text in MORE.items()}
+    pool = {f"{name}, β {beta:g}": (tree, beta) for name, tree in trees.items() for beta in BETAS}
+    prints = {name: fingerprints(Program(tree), (beta,))[0] for name, (tree, beta) in pool.items()}
+    taken = [next(iter(pool))]
+    while len(taken) < count:
+        those = torch.stack([prints[name] for name in taken])
+        taken.append(min(prints, key=lambda name: float((those @ prints[name]).max())))
+    return {name: pool[name] for name in taken}
 
 
 def summary(bench: Workbench, done: dict, seconds_of_kernel: float) -> dict:

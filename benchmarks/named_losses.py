@@ -11,16 +11,14 @@ import json
 import sys
 from pathlib import Path
 
-from sartor.cli import parse
-from sartor.config import DiscoverConfig, to_yaml
+from linear_rung import opened
+
+from sartor.config import DiscoverConfig
 from sartor.discover.language.known import KNOWN
 from sartor.discover.language.parse import parse as parse_objective
-from sartor.discover.parts import write_parts
 from sartor.discover.rungs.linear import run_linear
-from sartor.discover.workbench import Workbench
-from sartor.evaluate.statistics import Sample, crossed, rank_correlation
-from sartor.machine import machine, set_up_memory
-from sartor.train.run import RunFolder
+from sartor.evaluate.statistics import Sample, crossed, mean, rank_correlation
+from sartor.machine import machine
 
 RESULT = Path(__file__).parent / "results" / "named_losses.json"
 SEEDS = 5
@@ -55,13 +53,8 @@ IMDB = {
 
 
 def main() -> None:
-    config = parse("discover", DiscoverConfig, sys.argv[1:])
-    set_up_memory(config.token_budget)
-    run = RunFolder(config.output)
-    config.output.mkdir(parents=True, exist_ok=True)
-    run.write_text("config.yaml", to_yaml(config))
-    write_parts(config, run)
-    bench = Workbench(config.output)
+    bench = opened(sys.argv[1:])
+    run = bench.run
     done = run.read_json("named.json") or {}
     trees = {name: parse_objective(KTO_PAIR if name == "kto_pair" else KNOWN[name]) for name in ALPACA_EVAL}
     tuned = run_linear(bench.search, bench.kernel, list(trees.values()), bench.settings)
@@ -72,32 +65,51 @@ def main() -> None:
                 done[f"{name} {seed}"] = {"values": found.values, "setting": str(chosen.setting), **found.measures}
                 run.write_json("named.json", done)
                 print(name, seed, chosen.setting, round(found.fitness, 4), flush=True)
-    RESULT.write_text(json.dumps(summary(config, done), indent=1, ensure_ascii=False) + "\n")
+    RESULT.write_text(json.dumps(summary(bench.config, done), indent=1, ensure_ascii=False) + "\n")
     print(RESULT)
 
 
 def summary(config: DiscoverConfig, done: dict) -> dict:
     rows = {}
     for name in ALPACA_EVAL:
-        runs = [done[f"{name} {seed}"] for seed in range(SEEDS)]
-        values = [value for one in runs for value in one["values"]]
-        prompts = [i for one in runs for i in range(len(one["values"]))]
-        seeds = [seed for seed, one in enumerate(runs) for _ in one["values"]]
-        rows[name] = crossed([Sample(values, prompts)], [seeds])
-        print(f"{name:10} {rows[name]}  {runs[0]['setting']}")
+        runs, dpo = ([done[f"{one} {seed}"] for seed in range(SEEDS)] for one in (name, "dpo"))
+        less = [Sample(*values_of(runs)), Sample(*values_of(dpo), -1.0)]
+        row = {
+            "setting": runs[0]["setting"],
+            "value": crossed([Sample(*values_of(runs))], [seeds_of(runs)]),
+            "less dpo": crossed(less, [seeds_of(runs), seeds_of(dpo)]),
+            "reward": mean([run["reward"] for run in runs]),
+            "kl": mean([run["kl"] for run in runs]),
+            "accuracy": mean([run["accuracy"] for run in runs]),
+        }
+        print(f"{name:10}", *(f"{what} {said}" for what, said in row.items()), sep="  ")
+        rows[name] = row
     orders = {}
     for label, published in (("AlpacaEval vs GPT-4", ALPACA_EVAL), ("IMDb, β 0.05", IMDB)):
-        orders[label] = rank_correlation([rows[name].value for name in published], list(published.values()))
-        print(f"Spearman with {label}: {orders[label]}")
+        orders[label] = rank_correlation([rows[name]["value"].value for name in published], list(published.values()))
+        print(f"Spearman with {label}: {orders[label]}, {orders[label].n} losses")
     return {
         "machine": machine(),
         "model": config.model,
         "task": config.task,
         "seeds": SEEDS,
-        "value": {name: row.record() for name, row in rows.items()},
+        "losses": {
+            name: {what: said if isinstance(said, str) else said.record() for what, said in row.items()}
+            for name, row in rows.items()
+        },
         "spearman": {label: rho.record() for label, rho in orders.items()},
         "runs": done,
     }
+
+
+def values_of(runs: list[dict]) -> tuple[list[float], list[int]]:
+    """Values of all seeds and the prompt of each."""
+    return [v for run in runs for v in run["values"]], [i for run in runs for i in range(len(run["values"]))]
+
+
+def seeds_of(runs: list[dict]) -> list[int]:
+    """The seed of each of these values."""
+    return [seed for seed, run in enumerate(runs) for _ in run["values"]]
 
 
 if __name__ == "__main__":
