@@ -1,6 +1,6 @@
 """How many candidates the cheap rungs of a search take: screened a second, through the linear rung a minute.
 
-    python benchmarks/cheap_rungs.py --run runs/discover [--trees 1200]
+    python benchmarks/cheap_rungs.py --output runs/discover [--trees 1200]
 
 Random trees of the grammar go through all screens, likeness to the catalogue and to all earlier ones included; those
 that pass are trained on the linear rung of a search, each at all of its settings. Writes
@@ -29,7 +29,7 @@ RESULT = Path(__file__).parent / "results" / "cheap_rungs.json"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--trees", type=int, default=1200)
     options = parser.parse_args()
     drawn = Grammar("random").propose(Population([]), options.trees, np.random.default_rng(0))
@@ -48,7 +48,7 @@ def main() -> None:
     screened = time.perf_counter() - began
     print(f"{len(trees)} screened in {screened:.1f} s, {len(trees) / screened:.0f} a second; {dict(fates)}", flush=True)
     set_up_memory(2048)
-    bench = Workbench(options.run)
+    bench = Workbench(options.output)
     kernel, material = bench.kernel, bench.search
     began = time.perf_counter()
     run_linear(material, kernel, kept, bench.settings)

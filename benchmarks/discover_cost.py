@@ -1,6 +1,6 @@
 """What a candidate of a search costs, beside training each fully and alone.
 
-    python benchmarks/discover_cost.py --run runs/discover [--losses dpo hinge simpo]
+    python benchmarks/discover_cost.py --output runs/discover [--losses dpo hinge simpo]
 
 Alone: `sartor dpo` as a process of its own on the search's data and recipe, judged on its held-out prompts as the
 search judges, with an empty cache. In the search: what its archive says was spent. Writes
@@ -29,14 +29,14 @@ RACE = ("propose and screen", "tabular", "linear", "adapter")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--losses", nargs="+", default=["dpo", "hinge", "simpo"])
     options = parser.parse_args()
     alone = {}
     for loss in options.losses:
-        alone[loss] = seconds_alone(options.run, loss)
+        alone[loss] = seconds_alone(options.output, loss)
         print(f"{loss}: {alone[loss]:.1f} s alone", flush=True)
-    archive = Archive(options.run / "archive.sqlite", reads_only=True)
+    archive = Archive(options.output / "archive.sqlite", reads_only=True)
     spent, rungs = archive.spent(), [result.rung for result in archive.results()]
     linear, adapters = rungs.count("linear"), rungs.count("adapter")
     each = mean(list(alone.values()))

@@ -1,8 +1,8 @@
 """Proposers at equal budget: what they find on the linear rung, and how soon a known loss that their seeds hide.
 
-    python benchmarks/proposers.py --run runs/discover [--repeats 5] [--trained 400] [--proposals 1500]
+    python benchmarks/proposers.py --output runs/discover [--repeats 5] [--trained 400] [--proposals 1500]
 
-``--run`` is the folder of a search, whose model and data are used. What they find: each proposer has ``--trained``
+``--output`` is the folder of a search, whose model and data are used. What they find: each proposer has ``--trained``
 distinct candidates trained in the linearised model; the one that does best there is trained once more, linearised too,
 on the run's retrial parts, beside DPO. Rediscovery: candidates are judged on the tabular rung alone, and a loss counts
 as found when a proposal has its fingerprint (cosine 0.999) at some β. Writes benchmarks/results/proposers.json.
@@ -137,16 +137,16 @@ class Arena:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--trained", type=int, default=400)
     parser.add_argument("--proposals", type=int, default=1500)
     options = parser.parse_args()
     seeds = range(options.repeats)
-    result = {"machine": machine(), **{name: value for name, value in vars(options).items() if name != "run"}}
-    if options.run is not None:
+    result = {"machine": machine(), **{name: value for name, value in vars(options).items() if name != "output"}}
+    if options.output is not None:
         set_up_memory(2048)
-        arena = Arena.of(options.run)
+        arena = Arena.of(options.output)
         result["search"] = {name: found(arena, ways, seeds, options.trained) for name, ways in PROPOSERS.items()}
         for name, row in result["search"].items():
             print(name, row["best"], "fresh, less DPO", row["fresh"], flush=True)

@@ -130,7 +130,8 @@ class State:
         Their scores differ by less than a hundredth of what training does to them. Formulas may differ all the same,
         where these data never come, or where a part of them does nothing.
         """
-        numbers, found = self.on("linear"), {}
+        numbers = self.on("linear")
+        found: dict[int, int] = {}
         table = np.array([self.results["linear", n].values for n in numbers])
         idle = [self.results["linear", n].values for n in self.canaries() if ("linear", n) in self.results][:1]
         for i, n in enumerate(numbers):
