@@ -11,6 +11,7 @@ from sartor.data.trees import TokenTree
 from sartor.discover import parts
 from sartor.discover.material import Part
 from sartor.discover.parts import PARTS, read_part, write_parts
+from sartor.errors import UserError
 from sartor.model.load import load
 from sartor.tasks.task import Task
 from sartor.train.preferences import Preferences
@@ -62,6 +63,20 @@ def test_no_prompt_is_in_two_parts(tmp_path: Path) -> None:
         assert len(own) == 3 * len(set(map(str, own)))  # all rows of a prompt stay together
         prompts += sorted(set(map(str, own)))
     assert len(prompts) == len(set(prompts)) == 40
+
+
+def test_a_part_without_a_preference_is_told_in_a_line(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = tmp_path / "same.py"
+    scorer.write_text("def same(prompts, completions, **columns):\n    return [0.0 for _ in completions]\n")
+    task = Task("sentiment", [f"Name {i}. " for i in range(20)], [], f"{scorer}:same", 4)
+    monkeypatch.setattr(parts, "task_named", lambda name: task)
+    config = DiscoverConfig(output=tmp_path, model=str(tiny_folder), answers=2, max_new_tokens=4)
+    with pytest.raises(UserError, match="prompts of search alike") as error:
+        write_parts(config, RunFolder(tmp_path))
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_answers_of_a_task_are_learned_from_at_their_extremes(

@@ -63,6 +63,7 @@ def test_a_search_leaves_an_archive_a_loss_and_a_page(whole: Path, small: dict[s
     assert set(trained) <= set(state.leaders())
     retried = {(r.candidate, r.seed) for r in state.archive.results() if r.rung == "retrial"}
     (winner,) = state.archive.read_meta("finalists")
+    assert state.shortest()[winner] in {winner, *state.started()}
     assert retried == {(n, seed) for n in (winner, 1, 3, 4) for seed in (1, 2)}
     # What was found trains like any other loss, and is the function that was searched with.
     (loss,) = (folder / "losses").glob("*.py")

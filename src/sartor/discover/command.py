@@ -245,16 +245,18 @@ def show(number: str, output: Path) -> None:
 
 
 def _explained(config: DiscoverConfig, state: State, one: dict[str, Any]) -> list[str]:
-    name = one["name"].removeprefix(f"#{one['number']}")
-    lines = [f"#{one['number']}  {name}".rstrip(), "", f"  {one['formula']}", ""]
-    parents = ", ".join(f"#{n} {state.candidates[n].title}" for n in one["parents"])
+    def called(number: int) -> str:
+        return f"#{number} {state.candidates[number].name}".rstrip()
+
+    lines = [called(one["number"]), "", f"  {one['formula']}", ""]
+    parents = ", ".join(map(called, one["parents"]))
     lines.append(f"origin      {one['origin']}{f' of {parents}' if parents else ''}, generation {one['generation']}")
     if one["thought"]:
         lines.append(f"thought     {one['thought']}")
     if one["refusal"]:
         lines.append(f"refused     {one['refusal']}")
     if one["twin"]:
-        lines.append(f"same as     #{one['twin']} {state.candidates[one['twin']].title}, cosine {one['cosine']:.4f}")
+        lines.append(f"same as     {called(one['twin'])}, cosine {one['cosine']:.4f}")
     if one["likeness"]:
         lines.append(f"most like   {one['likeness']}")
     for rung in ("tabular", "linear", "adapter"):

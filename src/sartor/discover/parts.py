@@ -74,11 +74,16 @@ def _drawn_by_part(config: DiscoverConfig, wanted: Sequence[str]) -> dict[str, l
     prompts = [everything[i] for i in sorted(some)]
     own = {name: prompts for name, prompts in _split(config, prompts).items() if name in wanted}
     found = {}
-    for model in dict.fromkeys(model_of(config, name) for name in own):
-        names = [name for name in own if model_of(config, name) == model]
+    for model in dict.fromkeys(_model_of(config, name) for name in own):
+        names = [name for name in own if _model_of(config, name) == model]
         rows = _drawn(config, model, [p for p in prompts if any(p in own[name] for name in names)])
         for name in names:
             ranked = [row for prompt, row in rows.items() if prompt in own[name]]
+            if not ranked:
+                raise UserError(
+                    f"--model {model}: {task.score} scores its answers to all {len(own[name])} prompts of {name} alike; "
+                    "more --prompts, more --answers or a longer --max-new-tokens may"
+                )
             found[name] = ranked if name.endswith("held-out") else [_extremes(row) for row in ranked]
     return found
 
@@ -93,7 +98,7 @@ def _split(config: DiscoverConfig, prompts: Sequence[Any]) -> dict[str, set[Any]
     return {name: {prompts[i] for i in some[:count]} for name, some, count in shares}
 
 
-def model_of(config: DiscoverConfig, part: str) -> str:
+def _model_of(config: DiscoverConfig, part: str) -> str:
     """The model that a part is for."""
     return config.model if part.startswith("retrial") else config.proxy or config.model
 
@@ -159,8 +164,6 @@ def _drawn(config: DiscoverConfig, name: str, texts: Sequence[Text]) -> dict[Tex
         )
         if len(set(scores)) > 1
     }
-    if not found:
-        raise UserError(f"--model {name}: {score} scores its answers to each prompt alike")
     say(f"ranked  {len(found)} of {len(prompts)} prompts by {score}")
     return found
 
