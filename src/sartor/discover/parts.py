@@ -81,8 +81,8 @@ def _drawn_by_part(config: DiscoverConfig, wanted: Sequence[str]) -> dict[str, l
             ranked = [row for prompt, row in rows.items() if prompt in own[name]]
             if not ranked:
                 raise UserError(
-                    f"--model {model}: {task.score} scores its answers to all {len(own[name])} prompts of {name} alike; "
-                    "more --prompts, more --answers or a longer --max-new-tokens may"
+                    f"--model {model}: {task.score} scores the answers to all {len(own[name])} prompts of {name} alike "
+                    "(more --prompts or --answers, or a longer --max-new-tokens, may help)"
                 )
             found[name] = ranked if name.endswith("held-out") else [_extremes(row) for row in ranked]
     return found
