@@ -77,7 +77,7 @@ def summary(config: DiscoverConfig, done: dict) -> dict:
         row = {
             "setting": runs[0]["setting"],
             "value": crossed([Sample(*values_of(runs))], [seeds_of(runs)]),
-            "less dpo": crossed(less, [seeds_of(runs), seeds_of(dpo)]),
+            **({} if name == "dpo" else {"less dpo": crossed(less, [seeds_of(runs), seeds_of(dpo)])}),
             "reward": mean([run["reward"] for run in runs]),
             "kl": mean([run["kl"] for run in runs]),
             "accuracy": mean([run["accuracy"] for run in runs]),

@@ -193,10 +193,16 @@ def test_with_a_proxy_only_the_retrial_trains_the_model(
     monkeypatch.setattr(Adapters, "run", watched)
     proxy = options["model"]
     few = {"candidates": 4, "adapters": 1, "start": ("dpo",)}
-    run_discover(DiscoverConfig(**{**options, **few, "model": str(sharp_folder), "proxy": proxy}))
+    options |= {**few, "model": str(sharp_folder), "proxy": proxy}
+    run_discover(DiscoverConfig(**options))
     assert {name for name, seed in trained if seed == 0} == {proxy}
     assert {name for name, seed in trained if seed > 0} == {str(sharp_folder)}
     assert len(trained) == 3 + 3 + 1 + 2 * 4  # known losses, canaries, a candidate; two seeds of it and the known
+    identity = options["output"] / "identity.json"
+    identity.write_text(json.dumps({**json.loads(identity.read_text()), "proxy": "other weights"}))
+    (options["output"] / "report.html").unlink()
+    with pytest.raises(UserError, match="--resume: the proxy changed since"):
+        run_discover(DiscoverConfig(**options, resume=True))
 
 
 def test_data_that_cannot_be_read_leaves_no_folder_behind(options: dict[str, Any], tmp_path: Path) -> None:

@@ -50,14 +50,16 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
     endpoint = _checked(config)
     set_up_memory(config.token_budget)
     base = Base.load(config, config.model)
-    run.open(config, {"model": base.weights}, command)
+    proxy = Base.load(config, config.proxy) if config.proxy else base
+    weights = {"model": base.weights} | ({"proxy": proxy.weights} if config.proxy else {})
+    run.open(config, weights, command)
     archive = Archive(run.path / "archive.sqlite")
     proposers: list[Proposer] = [Grammar(name) for name in config.proposer if name != MODEL]
     if endpoint is not None:
         proposers.append(_language_model(endpoint, archive))
     clock = Clock(config, archive)
     say(f"search  {_searched(config)}")
-    bench = Workbench(config.output, base)
+    bench = Workbench(config.output, base, proxy)
     _charged(archive, "answers", lambda: write_parts(config, run))
     began = time.perf_counter()
     _charged(archive, "reference and kernel", lambda: bench.kernel)

@@ -37,6 +37,15 @@ class Recipe:
         return Plan(items, self.batch_size, self.steps, seed)
 
 
+def best_and_worst(ranks: Sequence[float]) -> tuple[int, int]:
+    """Where the two ends of a ranking stand: most of what it says, at a fraction of its tokens.
+
+    >>> best_and_worst([2.0, 3.0, 1.0])
+    (2, 1)
+    """
+    return ranks.index(min(ranks)), ranks.index(max(ranks))
+
+
 @dataclass(frozen=True)
 class Part:
     """Preferences to train on, or to judge by, with the reference's log-probs summed by branch.
@@ -93,8 +102,7 @@ class Part:
         return Pairs(*torch.tensor(rows, dtype=torch.long).view(-1, 3).unbind(1))
 
     def _pairs(self, tree: TokenTree) -> Sequence[tuple[int, int]]:
-        ranks = tree.ranks
-        return [(ranks.index(min(ranks)), ranks.index(max(ranks)))] if self.extremes else tree.pairs
+        return [best_and_worst(tree.ranks)] if self.extremes else tree.pairs
 
     @cached_property
     def compared(self) -> "Part":

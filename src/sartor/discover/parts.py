@@ -15,7 +15,7 @@ from sartor.config import DiscoverConfig, DpoConfig
 from sartor.console import duration, progress, say
 from sartor.data.chat import as_conversation, encode_prompts
 from sartor.data.trees import TokenIds, TokenTree
-from sartor.discover.material import Part
+from sartor.discover.material import Part, best_and_worst
 from sartor.errors import UserError
 from sartor.evaluate.answers import answers_of, ranks_of
 from sartor.model.load import LanguageModel, load
@@ -174,9 +174,7 @@ def _prompt_ids(config: DiscoverConfig, model: LanguageModel, prompts: Sequence[
 
 
 def _extremes(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The best and the worst of a ranking: most of what it says, at a fraction of the tokens."""
-    ranks = row["ranks"]
-    at = [ranks.index(min(ranks)), ranks.index(max(ranks))]
+    at = best_and_worst(row["ranks"])
     return {**row, "ranks": [1.0, 2.0]} | {name: [row[name][i] for i in at] for name in ("completions", "tokens")}
 
 

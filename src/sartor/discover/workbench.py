@@ -67,22 +67,22 @@ class Base:
 
 
 class Workbench:
-    """Opened from the run folder of a search; ``base`` is its own, where it is loaded already."""
+    """Opened from the run folder of a search; ``base`` and ``proxy`` are its own, where they are loaded already."""
 
-    def __init__(self, folder: Path, base: Base | None = None) -> None:
+    def __init__(self, folder: Path, base: Base | None = None, proxy: Base | None = None) -> None:
         self.run = RunFolder(folder)
-        self._loaded = base
+        self._base, self._proxy = base, proxy
         self.config = DiscoverConfig(**{**from_yaml(folder / "config.yaml", DiscoverConfig), "output": folder})
 
     @cached_property
     def base(self) -> Base:
         """What winners are for: --model."""
-        return self._loaded or Base.load(self.config, self.config.model)
+        return self._base or Base.load(self.config, self.config.model)
 
     @cached_property
     def proxy(self) -> Base:
         """What is searched on: --proxy, and without one --model itself."""
-        return Base.load(self.config, self.config.proxy) if self.config.proxy else self.base
+        return self._proxy or (Base.load(self.config, self.config.proxy) if self.config.proxy else self.base)
 
     @cached_property
     def search(self) -> Material:
