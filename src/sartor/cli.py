@@ -93,6 +93,11 @@ KNOWN_ELSEWHERE = {
     "center-rewards-coefficient": "center",
 }
 KINDS = {"FLOAT": "a number", "INT": "a whole number"}
+SHOW_HELP = """sartor discover show ID --output RUN
+
+Explains a candidate of the search in RUN, by its number (12), the name of a known loss (dpo), or the name of its loss
+file (found_12): its formula, where it comes from, why it was refused or what it is most like, its score on each rung
+with its interval, and what it does to the gradients. Reads beside a search that runs."""
 RESUMES = "; --resume goes on from the last checkpoint"
 GOES_ON = {
     "dpo": RESUMES,
@@ -230,11 +235,13 @@ def _discover(arguments: list[str]) -> None:
 
 def _show(arguments: list[str]) -> None:
     output, rest = _take(arguments, "--output")
+    if {"-h", "--help"} & {*rest}:
+        return print(SHOW_HELP)
     if len(rest) != 1 or output is None or rest[0].startswith("-"):
         raise UserError("discover show: wanted sartor discover show ID --output RUN")
     from sartor.discover.command import show
 
-    show(rest[0], Path(output))
+    return show(rest[0], Path(output))
 
 
 def _plan(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,22 @@ from sartor import plugins
 from sartor.cli import main
 from sartor.config import DiscoverConfig
 from sartor.discover import race
-from sartor.discover.archive import Archive
+from sartor.discover.archive import Archive, Candidate
+from sartor.discover.budget import PER_ADAPTER, make_budget
 from sartor.discover.command import run_discover
 from sartor.discover.language.expression import Expression
 from sartor.discover.language.known import KNOWN
+from sartor.discover.language.parse import parse
 from sartor.discover.language.program import BETA, as_loss
 from sartor.discover.race import BY_LOT
 from sartor.discover.rungs.adapter import Adapters
 from sartor.discover.rungs.outcome import Outcome, Setting
+from sartor.discover.source import loss_source
 from sartor.discover.state import State
 from sartor.errors import UserError
 from sartor.objectives.contract import evaluate, moderate
 from sartor.objectives.specs import parse_objective
+from sartor.train.run import RunFolder
 
 KILLS = 10
 
@@ -172,7 +177,7 @@ def test_show_explains_any_candidate(whole: Path, capsys: pytest.CaptureFixture[
         ({"proxy": "smollm2", "seeds": 0}, "--proxy: the retrial alone trains --model"),
         ({"proposer": ("mutant",)}, "unknown proposer 'mutant'"),
         ({"start": ("dop",)}, "unknown loss to start with 'dop': did you mean 'dpop' or 'dpo'?"),
-        ({"candidates": None, "adapters": None, "budget": "1s"}, "--budget 1s: a real training takes"),
+        ({"candidates": None, "adapters": None, "budget": "1s"}, "--budget 1s: answers, reference and kernel took"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(options: dict[str, Any], changed: dict[str, Any], wanted: str) -> None:
@@ -203,6 +208,49 @@ def test_with_a_proxy_only_the_retrial_trains_the_model(
     (options["output"] / "report.html").unlink()
     with pytest.raises(UserError, match="--resume: the proxy changed since"):
         run_discover(DiscoverConfig(**options, resume=True))
+
+
+def test_a_longer_budget_plans_more_on_top_of_what_was_done(options: dict[str, Any]) -> None:
+    timed = DiscoverConfig(**{**options, "candidates": None, "adapters": None})
+    unit = {"tabular": 0.1, "linear": 0.1, "adapter": 40.0, "retrial": 50.0}
+    hour = make_budget(replace(timed, budget="1h"), unit, 300.0)
+    assert 3300 < hour.forecast < 3600
+    more = make_budget(replace(timed, budget="2h"), unit, 3400.0, linear=hour.linear, adapters=hour.adapters)
+    assert more.adapters > hour.adapters
+    assert more.linear - hour.linear == PER_ADAPTER * (more.adapters - hour.adapters)
+    assert 6900 < more.forecast < 7200
+
+
+def test_a_search_that_nobody_judged_goes_on_with_a_longer_budget(options: dict[str, Any]) -> None:
+    few = {**options, "candidates": 8, "adapters": 1, "start": ("dpo",), "seeds": 0}
+    said = run_discover(DiscoverConfig(**few))
+    longer = {**few, "budget": "5h", "resume": True}
+    assert run_discover(DiscoverConfig(**longer)).splitlines()[1] == said.splitlines()[1]
+    assert "budget: 5h" in (options["output"] / "config.yaml").read_text()
+    assert Archive(options["output"] / "archive.sqlite", reads_only=True).read_meta("budget")["given"] == "5h"
+
+
+def test_a_judged_search_goes_on_no_more(whole: Path, small: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="is finished and its winner judged"):
+        run_discover(DiscoverConfig(**{**small, "output": whole, "budget": "5h", "resume": True}))
+
+
+def test_two_processes_do_not_write_in_one_folder(options: dict[str, Any]) -> None:
+    with RunFolder(options["output"]).alone(), pytest.raises(UserError, match="another process is at work there"):
+        run_discover(DiscoverConfig(**options))
+
+
+@pytest.mark.parametrize(
+    "text", ["-log_sigmoid(mean(beta * margin))", "softplus(1 - std(beta * margin))", "softplus(-mean(margin)) - chosen_logratio"]
+)
+def test_a_loss_file_has_a_number_for_each_pair(text: str, tmp_path: Path) -> None:
+    tree = parse(text)
+    one = Candidate(7, 1, "random", tree=tree, text=text)
+    (tmp_path / "found_7.py").write_text(loss_source(one, Setting(0.1, 1e-4), "Nothing is known of it."))
+    objective = parse_objective([f"{tmp_path / 'found_7.py'}:found_7"], beta=None)
+    batch = moderate("pairs", 12)
+    theirs = evaluate("found", objective.terms[0].loss, batch)[0]
+    assert torch.allclose(theirs, evaluate("ours", as_loss(tree), batch)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_data_that_cannot_be_read_leaves_no_folder_behind(options: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def candidate(number: int, rng: np.random.Generator) -> Row:
         "formula": "-log_sigmoid(beta * margin)" if known else FORMULA,
         "likeness": f"{name} at β 0.1, 1.000" if known else "lrml at β 0.17, 0.962",
         "cosine": 1.0 if known else 0.962,
-        "behaviour": "reference, not convex",
+        "behaviour": "reference, slope falls",
         "canary": canary,
         "tabular": estimate(0.4 + 0.1 * rng.normal(), 0.15, 24),
         "linear": estimate(linear, 0.04),
@@ -98,6 +99,7 @@ def fake_search() -> Row:
         "task": "sentiment",
         "model": "smollm2",
         "seed": 0,
+        "lora_r": 16,
         "budget": "2h",
         "plan": "1,000 candidates through the linear rung, 40 really trained, 3 fresh seeds for the retrial: about 1 h",
         "spent": {"answers": 310.0, "reference and features": 205.0, "propose and screen": 402.0, "tabular": 188.0}
@@ -111,6 +113,7 @@ def fake_search() -> Row:
         ],
         "faults": [],
         "unit": "points of vader",
+        "linear_unit": "points of vader",
         "score": {"name": "Value of answers", "unit": "points of vader", "about": "Score: what answers are worth."},
         "comparisons": [
             {
@@ -141,7 +144,15 @@ def fake_search() -> Row:
             for origin in ORIGINS
         ],
         "winner": best
-        | {"thought": "", "refusal": "", "twin": None, "text": FORMULA, "latex": LATEX, "beta": 0.3}
+        | {
+            "thought": "",
+            "refusal": "",
+            "twin": None,
+            "text": FORMULA,
+            "latex": LATEX,
+            "beta": 0.3,
+            "learning_rate": 0.0005,
+        }
         | {"words": ["slope at margin 0: -0.24", "convex: no", "lowers the margin from 4 to 40 nats"]}
         | {"curve": {key: values.tolist() for key, values in curve.items()}},
         "leaders": leaders,
@@ -308,7 +319,8 @@ def test_values_that_are_not_numbers(tmp_path: Path, bad: float | None) -> None:
 def test_a_broken_candidate_does_not_flatten_the_others(tmp_path: Path) -> None:
     found = fake_search()
     found["trained"][20]["adapter"] = estimate(-41.0, 70.0)
-    assert "Scores below −0.25 are drawn there: 1 of them in real training." in page_of(tmp_path, found)[0].text
+    text = page_of(tmp_path, found)[0].text
+    assert re.search(r"Scores below −?0\.\d+ are drawn there: 1 of them in real training\.", text)
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

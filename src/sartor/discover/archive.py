@@ -82,9 +82,19 @@ class Result:
 
 
 class Archive:
-    """The file ``archive.sqlite`` of a run folder."""
+    """The file ``archive.sqlite`` of a run folder.
 
-    def __init__(self, path: Path, reads_only: bool = False) -> None:
+    Args:
+        path: of the file.
+        reads_only: leave it as it is.
+        shared: it may be on a file system that several machines share, where a write-ahead log is not safe: readers
+            and the writer then wait for each other.
+
+    Raises:
+        UserError: no file to read, or one that is no archive of this version.
+    """
+
+    def __init__(self, path: Path, reads_only: bool = False, shared: bool = False) -> None:
         if reads_only and not path.is_file():
             raise UserError(f"{path.parent} holds no search (no {path.name})")
         try:
@@ -92,7 +102,7 @@ class Archive:
             where = f"{path.absolute().as_uri()}?mode={'ro' if reads_only else 'rwc'}"
             self._db = sqlite3.connect(where, timeout=PATIENCE, isolation_level=None, check_same_thread=False, uri=True)
             if not reads_only:
-                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute(f"PRAGMA journal_mode={'DELETE' if shared else 'WAL'}")
             self._check_version(path, reads_only)
         except sqlite3.DatabaseError as error:
             raise UserError(f"{path} is no archive of a search: {error}") from error
@@ -106,10 +116,6 @@ class Archive:
                 self._db.execute(f"PRAGMA user_version={VERSION}")
         elif found != VERSION:
             raise UserError(f"{path}: an archive of version {found}; this Sartor reads version {VERSION}")
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._db.close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -130,6 +136,10 @@ class Archive:
     def write_meta(self, name: str, value: Any) -> None:
         """Set a value of the search as a whole."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value, ensure_ascii=False)))
+
+    def forget_meta(self, name: str) -> None:
+        """Drop a value of the search as a whole."""
+        self._db.execute("DELETE FROM meta WHERE name = ?", (name,))
 
     def add(self, candidate: Candidate) -> None:
         """A new candidate."""
@@ -168,6 +178,10 @@ class Archive:
             for number, rung, seed, beta, rate, values, measures, seconds in rows
         ]
 
+    def count(self, rung: str) -> int:
+        """How many results a rung has, over candidates and seeds."""
+        return self._db.execute("SELECT COUNT(*) FROM results WHERE rung = ?", (rung,)).fetchone()[0]
+
     def keep_exchange(self, record: Mapping[str, Any]) -> int:
         """Keep what was said to a language model and what it said; returns its number."""
         text = json.dumps(record, ensure_ascii=False)
@@ -180,6 +194,10 @@ class Archive:
         rows = self._db.execute("SELECT number, record FROM exchanges ORDER BY number")
         return [{"number": number, **json.loads(text)} for number, text in rows]
 
+    def seconds_of_exchanges(self) -> float:
+        """What all questions to a language model took."""
+        return self._db.execute("SELECT TOTAL(json_extract(record, '$.seconds')) FROM exchanges").fetchone()[0]
+
     def spend(self, what: str, seconds: float) -> None:
         """Count device-seconds."""
         self._db.execute("INSERT INTO spent (what, seconds) VALUES (?, ?)", (what, seconds))
@@ -191,5 +209,4 @@ class Archive:
 
 def _candidate(row: Sequence[Any]) -> Candidate:
     number, generation, origin, name, parents, tree, *rest = row
-    known = None if tree is None else parse(tree)
-    return Candidate(number, generation, origin, name, tuple(json.loads(parents)), known, *rest)
+    return Candidate(number, generation, origin, name, tuple(json.loads(parents)), tree and parse(tree), *rest)

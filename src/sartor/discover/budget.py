@@ -52,13 +52,17 @@ class Budget:
         return asdict(self)
 
 
-def make_budget(config: DiscoverConfig, unit: Mapping[str, float], spent: float) -> Budget:
+def make_budget(
+    config: DiscoverConfig, unit: Mapping[str, float], spent: float, linear: int = 0, adapters: int = 0
+) -> Budget:
     """What the time that is left pays for: the retrial first, the rest for the race.
 
     Args:
         config: --budget, or counts in its place.
         unit: seconds of one candidate by rung, as measured; ``retrial`` of one run of the retrial.
         spent: seconds so far.
+        linear: candidates that went through the linear rung already.
+        adapters: candidates that were really trained already.
 
     Raises:
         UserError: the budget does not pay for one real training and the retrial.
@@ -67,12 +71,10 @@ def make_budget(config: DiscoverConfig, unit: Mapping[str, float], spent: float)
     arms = config.finalists + len(BASELINES)
     race = unit["tabular"] + unit["linear"]
     each = PER_ADAPTER * race + unit["adapter"]
+    seeds = config.seeds
     if config.candidates is not None:
-        linear = config.candidates
-        adapters = config.adapters or max(1, linear // PER_ADAPTER)
-        seeds = config.seeds
+        more = config.candidates - linear, (config.adapters or max(1, config.candidates // PER_ADAPTER)) - adapters
     else:
-        seeds = config.seeds
         # A shorter retrial leaves room for a search at all; what it can show is told by its interval.
         while seeds > LEAST_SEEDS and SPARE * (seeds * arms * unit["retrial"] + 2 * each) > left:
             seeds -= 1
@@ -80,24 +82,20 @@ def make_budget(config: DiscoverConfig, unit: Mapping[str, float], spent: float)
         if room < each:
             least = spent + SPARE * (seeds * arms * unit["retrial"] + each)
             raise UserError(
-                f"--budget {config.budget}: set-up took {duration(spent)}, and one real training with a retrial on "
+                f"--budget {config.budget}: {duration(spent)} are spent, and one real training with a retrial on "
                 f"{seeds} seeds takes about {duration(least - spent)} more; wanted {duration(least)} or more, fewer "
                 "--prompts, shorter answers, or --seeds 0"
             )
-        adapters = config.adapters or int(room / each)
-        linear = PER_ADAPTER * adapters
-    forecast = spent + linear * race + adapters * unit["adapter"] + seeds * arms * unit["retrial"]
-    return Budget(linear, adapters, seeds, forecast, dict(unit), config.budget)
+        trained = config.adapters - adapters if config.adapters else int(room / each)
+        more = PER_ADAPTER * trained, trained
+    forecast = spent + more[0] * race + more[1] * unit["adapter"] + seeds * arms * unit["retrial"]
+    return Budget(linear + more[0], adapters + more[1], seeds, forecast, dict(unit), config.budget)
 
 
-def kept_budget(archive: Archive, config: DiscoverConfig) -> Budget | None:
-    """The plan of a search that was begun; made anew where it resumes with another budget and no winner is chosen."""
+def kept_budget(archive: Archive) -> Budget | None:
+    """The plan of a search that was begun."""
     found = archive.read_meta("budget")
-    if found is None:
-        return None
-    if found["given"] == config.budget or archive.read_meta("finalists") is not None:
-        return Budget(**found)
-    return make_budget(config, found["unit"], sum(archive.spent().values()))
+    return None if found is None else Budget(**found)
 
 
 class Clock:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sartor import plugins
-from sartor.config import DiscoverConfig, from_yaml
+from sartor.config import DiscoverConfig, from_yaml, to_yaml
 from sartor.config.discover import seconds_of
 from sartor.console import duration, progress, say
 from sartor.discover.archive import Archive
-from sartor.discover.budget import BASELINES, Clock, kept_budget, make_budget
+from sartor.discover.budget import BASELINES, Budget, Clock, kept_budget, make_budget
 from sartor.discover.cluster import Cluster, import_ray
 from sartor.discover.language.known import CANARIES, KNOWN
 from sartor.discover.language.program import BETA
@@ -19,7 +19,7 @@ from sartor.discover.parts import PARTS, in_words, rows_given, scorer_of, write_
 from sartor.discover.propose.grammar import WAYS, Grammar
 from sartor.discover.propose.proposal import Proposer
 from sartor.discover.race import Race
-from sartor.discover.results import best_so_far, describe, results, score_of, spent_in_words
+from sartor.discover.results import best_so_far, describe, linear_unit, results, score_of, spent_in_words
 from sartor.discover.runner import Local, Runner
 from sartor.discover.source import loss_name, loss_source
 from sartor.discover.state import State
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FREE = ("budget", "workers", "ray_address", "endpoint", "endpoint_key", "max_tokens", "max_cost")
 MODEL = "model"
+FULL = 0.98  # bits per pair, of at most 1: where known losses are beyond it, nothing can be shown to be better
 
 
 def run_discover(config: DiscoverConfig, command: str = "") -> str:
@@ -45,29 +46,62 @@ def run_discover(config: DiscoverConfig, command: str = "") -> str:
     """
     run = RunFolder(config.output)
     run.check(config, may_change=FREE)
-    if config.resume and run.finished:
+    if config.resume and run.finished and not _is_longer(config, run):
         return _told(run)
     endpoint = _checked(config)
     set_up_memory(config.token_budget)
     base = Base.load(config, config.model)
     proxy = Base.load(config, config.proxy) if config.proxy else base
-    weights = {"model": base.weights} | ({"proxy": proxy.weights} if config.proxy else {})
-    run.open(config, weights, command)
-    archive = Archive(run.path / "archive.sqlite")
+    with run.alone():
+        weights = {"model": base.weights} | ({"proxy": proxy.weights} if config.proxy else {})
+        run.open(config, weights, command)
+        run.write_text("config.yaml", to_yaml(config))  # with what a resumed search was given anew
+        return _search(config, run, endpoint, base, proxy)
+
+
+def _is_longer(config: DiscoverConfig, run: RunFolder) -> bool:
+    """Whether a finished search is to go on, since its budget ended before its plan did.
+
+    Raises:
+        UserError: its winners were judged already, so that nothing is left that could judge others.
+    """
+    if seconds_of(config.budget) <= seconds_of(run.read_json("discovery.json")["budget"]):
+        return False
+    archive = Archive(run.path / "archive.sqlite", reads_only=True)
+    budget, arms = kept_budget(archive), len(archive.read_meta("finalists") or []) + len(BASELINES)
+    if budget is not None and 0 < budget.seeds * arms <= archive.count("retrial"):
+        raise UserError(
+            f"--resume: the search in {run.path} is finished and its winner judged; a longer one would choose by what "
+            "judged it, so start a new one in another --output"
+        )
+    return True
+
+
+def _search(config: DiscoverConfig, run: RunFolder, endpoint: "Endpoint | None", base: Base, proxy: Base) -> str:
+    archive = Archive(run.path / "archive.sqlite", shared=config.ray_address is not None)
     proposers: list[Proposer] = [Grammar(name) for name in config.proposer if name != MODEL]
     if endpoint is not None:
         proposers.append(_language_model(endpoint, archive))
     clock = Clock(config, archive)
     say(f"search  {_searched(config)}")
     bench = Workbench(config.output, base, proxy)
-    _charged(archive, "answers", lambda: write_parts(config, run))
+    loaded = {config.model: base.model, config.proxy: proxy.model}
+    _charged(archive, "answers", lambda: write_parts(config, run, loaded))
     began = time.perf_counter()
     _charged(archive, "reference and kernel", lambda: bench.kernel)
     if config.seeds:
         _charged(archive, "reference of the retrial", lambda: bench.retrial)
     parts = [bench.search.train, bench.search.held_out]
     say(f"shared  {in_words(dict(zip(PARTS, parts, strict=False)), time.perf_counter() - began)}")
-    state = State(archive, BETA, score_of(config)["unit"])
+    unit = score_of(config)["unit"]
+    if unit != linear_unit(config):
+        unit += f" where it was really trained, elsewhere {linear_unit(config)}"
+    state = State(archive, BETA, unit)
+    if clock.left < 0:
+        raise UserError(
+            f"--budget {config.budget}: answers, reference and kernel took {duration(clock.total - clock.left)}; "
+            "--resume goes on with a longer --budget; fewer --prompts or shorter answers take less"
+        )
     runner = _runner(config, bench)
     try:
         _race(config, state, runner, proposers, clock, bench)
@@ -92,12 +126,47 @@ def _race(
         race.begin(clock)
     for fault in state.faults():
         say(f"note    {fault}: unless that changes, nothing that is found can be believed")
-    budget = kept_budget(state.archive, config)
+    if (
+        bench.search.truth is None
+        and (best := max(state.results["adapter", n].fitness for n in state.started())) > FULL
+    ):
+        say(f"note    known losses are at {best:.3g} of at most 1 bit: these data leave nothing to be better by")
+    budget = _planned(config, state, bench)
+    say(f"plan    {budget}{'' if config.candidates else f' of {config.budget}'}")
+    if state.archive.read_meta("finalists") is None:
+        _new_candidates(race, budget, clock)
+    finalists = race.finalists()
+    if budget.seeds and finalists:
+        say(f"retrial {', '.join(state.candidates[n].title for n in finalists)} with {budget.seeds} fresh seeds")
+        arms = len(finalists) + len(BASELINES)
+        with progress("retrial", budget.seeds * arms) as advance:
+            race.told = lambda rung: advance(1)
+            race.retry(budget, clock)
+
+
+def _planned(config: DiscoverConfig, state: State, bench: Workbench) -> Budget:
+    """The plan: made once, and anew where a search goes on with another budget and no winner was judged yet."""
+    archive, spent = state.archive, sum(state.archive.spent().values())
+    budget = kept_budget(archive)
     if budget is None:
-        budget = make_budget(config, _unit_costs(state, bench), sum(state.archive.spent().values()))
-        with state.archive.writing():
-            state.archive.write_meta("budget", budget.record())
-    say(f"plan    {budget} of {config.budget}")
+        budget = make_budget(config, _unit_costs(state, bench), spent)
+    elif budget.given != config.budget and not archive.count("retrial"):
+        done = (len(set(state.on(rung)) - set(state.started())) for rung in ("linear", "adapter"))
+        budget = make_budget(config, budget.unit, spent, *done)
+        with archive.writing():
+            archive.forget_meta("finalists")
+    with archive.writing():
+        archive.write_meta("budget", budget.record())
+    return budget
+
+
+def _new_candidates(race: Race, budget: Budget, clock: Clock) -> None:
+    """The race itself.
+
+    Raises:
+        UserError: nobody had anything to propose.
+    """
+    state = race.state
     with progress("search", budget.linear) as advance:
         done = [0]
 
@@ -109,18 +178,13 @@ def _race(
 
         race.told = told
         race.run(budget, clock)
-        if race.fruitless:
-            say("note    nothing new came in five generations, so no more was asked for")
-        for proposer in proposers:
-            if why := getattr(proposer, "exhausted", ""):
-                say(f"note    {proposer.name}: {why}")
-    finalists = race.finalists()
-    if budget.seeds and finalists:
-        say(f"retrial {', '.join(state.candidates[n].title for n in finalists)} with {budget.seeds} fresh seeds")
-        arms = len(finalists) + len(BASELINES)
-        with progress("retrial", budget.seeds * arms) as advance:
-            race.told = lambda rung: advance(1)
-            race.retry(budget, clock)
+    if race.fruitless:
+        say("note    nothing new came in five generations, so no more was asked for")
+    given_up = [f"{name}: {proposer.exhausted}" for name, proposer in race.proposers.items() if proposer.exhausted]
+    for why in given_up:
+        say(f"note    {why}")
+    if given_up and set(state.on("linear")) == set(state.started()):
+        raise UserError(f"nothing new was tried, since --proposer {'; '.join(given_up)}; --resume goes on")
 
 
 def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:
@@ -204,10 +268,9 @@ def _runner(config: DiscoverConfig, bench: Workbench) -> Runner:
 def _searched(config: DiscoverConfig) -> str:
     about = f"--data {config.data}" if config.data else f"task {config.task}"
     model = f"{config.proxy} for {config.model}" if config.proxy else config.model
-    return (
-        f"{about}, on {model}, by {', '.join(config.proposer)}; budget {duration(seconds_of(config.budget))} of "
-        "device time"
-    )
+    time = f"budget {duration(seconds_of(config.budget))} of device time"
+    much = f"{config.candidates:,} candidates, whatever they take" if config.candidates else time
+    return f"{about}, on {model}, by {', '.join(config.proposer)}; {much}"
 
 
 def _write_losses(run: RunFolder, state: State, found: dict[str, Any], bench: Workbench) -> None:
@@ -239,7 +302,10 @@ def show(number: str, output: Path) -> None:
     config = DiscoverConfig(**{**from_yaml(output / "config.yaml", DiscoverConfig), "output": output})
     state = State(archive, BETA)
     wanted = number.lstrip("#")
-    known = {str(n): n for n in state.candidates} | {c.name: n for n, c in state.candidates.items() if c.name}
+    known = {str(n): n for n in state.candidates} | {loss_name(c): n for n, c in state.candidates.items()}
+    known |= {c.name: n for n, c in state.candidates.items() if c.name}
+    if not known:
+        raise UserError(f"{output}: no candidate yet, the search is still at its answers and features")
     if wanted not in known:
         raise UserError(f"{output}: no candidate {number!r}; wanted 1 to {max(state.candidates, default=0)}, or a name")
     for line in _explained(config, state, describe(state, known[wanted])):
@@ -250,6 +316,7 @@ def _explained(config: DiscoverConfig, state: State, one: dict[str, Any]) -> lis
     def called(number: int) -> str:
         return f"#{number} {state.candidates[number].name}".rstrip()
 
+    units = {"tabular": "of the optimum's gain", "linear": linear_unit(config), "adapter": score_of(config)["unit"]}
     lines = [called(one["number"]), "", f"  {one['formula']}", ""]
     parents = ", ".join(map(called, one["parents"]))
     lines.append(f"origin      {one['origin']}{f' of {parents}' if parents else ''}, generation {one['generation']}")
@@ -263,8 +330,7 @@ def _explained(config: DiscoverConfig, state: State, one: dict[str, Any]) -> lis
         lines.append(f"most like   {one['likeness']}")
     for rung in ("tabular", "linear", "adapter"):
         if one[rung] is not None:
-            unit = "of the optimum's gain" if rung == "tabular" else score_of(config)["unit"]
-            lines.append(f"{rung:11} {one[rung]} {unit}")
+            lines.append(f"{rung:11} {one[rung]} {units[rung]}")
     if one["setting"]:
         lines.append(f"trained at  {one['setting']}")
     lines += [f"            {words}" for words in one.get("words", [])]

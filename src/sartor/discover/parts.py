@@ -6,6 +6,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from sartor.model.load import LanguageModel, load
 from sartor.model.reference import folder_of
 from sartor.objectives.specs import parse_objective
 from sartor.rewards.scoring import as_rows, from_rows, score_texts
-from sartor.rollout.local import Sampling, sample
+from sartor.rollout.local import Sampling, has_room_to_pack, sample
 from sartor.tasks.task import task_named
 from sartor.train.preferences import Preference, Preferences, encode, read_source, with_reference
 from sartor.train.run import RunFolder
@@ -48,15 +49,22 @@ SIZES = {"sentiment": Sizes(32, 32), "summary": Sizes(32, 32), "preferences": Si
 FEWEST = 16
 
 
-def write_parts(config: DiscoverConfig, run: RunFolder) -> None:
+def write_parts(
+    config: DiscoverConfig, run: RunFolder, loaded: Mapping[str | None, LanguageModel] = MappingProxyType({})
+) -> None:
     """Write the parts that are not there yet: the rows of --data, or answers of the model that the task's score ranks.
+
+    Args:
+        config: the options.
+        run: the folder.
+        loaded: models by name, with or without a fresh adapter; others are loaded.
 
     Raises:
         UserError: too few prompts, or nothing to prefer.
     """
     wanted = PARTS if config.seeds else PARTS[:2]
     if not all((run.path / f"{name}.jsonl").is_file() for name in wanted):
-        parts = _rows_by_part(config) if config.task == "preferences" else _drawn_by_part(config, wanted)
+        parts = _rows_by_part(config) if config.task == "preferences" else _drawn_by_part(config, wanted, loaded)
         for name in wanted:
             run.write_jsonl(f"{name}.jsonl", parts[name])
 
@@ -67,7 +75,9 @@ def _rows_by_part(config: DiscoverConfig) -> dict[str, list[dict[str, Any]]]:
     return {name: [row for row in rows if repr(row["prompt"]) in own] for name, own in prompts.items()}
 
 
-def _drawn_by_part(config: DiscoverConfig, wanted: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def _drawn_by_part(
+    config: DiscoverConfig, wanted: Sequence[str], loaded: Mapping[str | None, LanguageModel]
+) -> dict[str, list[dict[str, Any]]]:
     task = task_named(config.task)
     everything = [*task.train, *task.held_out]
     some = np.random.default_rng([config.seed, 12]).permutation(len(everything))[: sizes(config).all]
@@ -76,7 +86,8 @@ def _drawn_by_part(config: DiscoverConfig, wanted: Sequence[str]) -> dict[str, l
     found = {}
     for model in dict.fromkeys(_model_of(config, name) for name in own):
         names = [name for name in own if _model_of(config, name) == model]
-        rows = _drawn(config, model, [p for p in prompts if any(p in own[name] for name in names)])
+        asked = [p for p in prompts if any(p in own[name] for name in names)]
+        rows = _drawn(config, loaded.get(model) or load(model, config.dtype), asked)
         for name in names:
             ranked = [row for prompt, row in rows.items() if prompt in own[name]]
             if not ranked:
@@ -137,18 +148,17 @@ def _row(example: Preference) -> dict[str, Any]:
     raise UserError("--data holds judged completions, and a search compares pairwise objectives; wanted comparisons")
 
 
-def _drawn(config: DiscoverConfig, name: str, texts: Sequence[Text]) -> dict[Text, dict[str, Any]]:
+def _drawn(config: DiscoverConfig, model: LanguageModel, texts: Sequence[Text]) -> dict[Text, dict[str, Any]]:
     """For each prompt of the task the answers that a model drew, ranked by the task's score; their tokens as drawn.
 
     Tokens and not texts are what is trained on: an answer that was cut at the limit did not end there, and what the
     model said it would not always be tokenised into again. So the gradients of log-probs average to 0 over answers.
     """
     score, count = task_named(config.task).score, config.answers
-    model = load(name, config.dtype)
     as_chat = model.reads_as_chat("auto")
     prompts = [as_conversation(text, "user") if as_chat else text for text in texts]
     with progress("answers to rank", len(prompts) * count) as advance:
-        sampling = Sampling(config.max_new_tokens, seed=config.seed + 1)
+        sampling = Sampling(config.max_new_tokens, seed=config.seed + 1, packs=has_room_to_pack(model))
         drawn = sample(model, _prompt_ids(config, model, prompts), count, sampling, advance)
     answers = answers_of(prompts, drawn, plugins.resolve("rewards", score))
     assert answers.scores is not None
@@ -164,7 +174,9 @@ def _drawn(config: DiscoverConfig, name: str, texts: Sequence[Text]) -> dict[Tex
         )
         if len(set(scores)) > 1
     }
-    say(f"ranked  {len(found)} of {len(prompts)} prompts by {score}")
+    alike = len(prompts) - len(found)
+    left = f"; {alike} whose answers all score alike are left out" if alike else ""
+    say(f"ranked  {len(found)} of {len(prompts)} prompts by {score}{left}")
     return found
 
 
@@ -203,7 +215,7 @@ def read_part(config: DiscoverConfig, run: RunFolder, model: LanguageModel, weig
     data = _given(config, run, model, name) if config.task == "preferences" else _as_drawn(config, run, model, name)
     kept = run.path / f"reference-{name}.safetensors"
     known = with_reference(model, data, config.token_budget, kept, folder_of(weights))
-    return Part(known, _scores(model, known, scorer_of(config)), extremes=config.task != "preferences")
+    return Part(known, _scores(config, run, model, name, known), extremes=config.task != "preferences")
 
 
 def _given(config: DiscoverConfig, run: RunFolder, model: LanguageModel, name: str) -> Preferences:
@@ -226,13 +238,21 @@ def scorer_of(config: DiscoverConfig) -> str | None:
     return config.score if config.task == "preferences" else task_named(config.task).score
 
 
-def _scores(model: LanguageModel, data: Preferences, scorer: str | None) -> list[float] | None:
-    """The true score of every branch."""
-    if scorer is None:
+def _scores(
+    config: DiscoverConfig, run: RunFolder, model: LanguageModel, name: str, data: Preferences
+) -> list[float] | None:
+    """The true score of every branch to judge by; kept, since a scorer may be slow, or never say the same twice."""
+    scorer = scorer_of(config)
+    if scorer is None or not name.endswith("held-out"):
         return None
+    kept = f"scores-{name}.json"
+    if (known := run.read_json(kept)) is not None:
+        return known
     said = [(prompt, branch) for prompt, tree in zip(data.prompts, data.trees, strict=True) for branch in tree.branches]
     texts = [model.tokenizer.decode(branch, skip_special_tokens=True).strip() for _, branch in said]
-    return score_texts(plugins.resolve("rewards", scorer), [prompt for prompt, _ in said], texts)
+    found = score_texts(plugins.resolve("rewards", scorer), [prompt for prompt, _ in said], texts)
+    run.write_json(kept, found)
+    return found
 
 
 def in_words(parts: Mapping[str, Part], seconds: float) -> str:

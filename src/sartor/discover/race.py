@@ -124,6 +124,7 @@ class Race:
             self.told(job.rung)
 
     def _found(self) -> None:
+        began = time.perf_counter()
         names = dict.fromkeys([*self.config.start, *(BASELINES if self.config.seeds else ())])
         found = [
             self._screened(Proposal(known(name), origin, name=name), number, generation=0)
@@ -131,8 +132,8 @@ class Race:
                 [*((name, NAMED) for name in names), *((name, CANARY) for name in CANARIES)], start=1
             )
         ]
-        outcomes, seconds = _tabular(found, self.config.seed)
-        self._keep(found, outcomes, seconds)
+        outcomes, spent = _tabular(found, self.config.seed)
+        self._keep(found, outcomes, time.perf_counter() - began - spent)
 
     def _screened(self, proposal: Proposal, number: int, generation: int) -> Candidate:
         """A proposal with what the screens say of it; what a search begins with is trained whatever they say."""
@@ -219,15 +220,15 @@ class Race:
 
     def _generation(self) -> list[int]:
         """Invent, screen and keep a generation; returns the numbers of those that go on. None where nobody can."""
+        unanswered = 0
         for _ in range(FRUITLESS):
-            if self._left() < 0:
+            if self._left() < 0 or all(proposer.exhausted for proposer in self.proposers.values()):
                 return []
             began, state = time.perf_counter(), self.state
             number, generation = state.next_number, state.generation + 1
-            draw = np.random.default_rng([self.config.seed, 5, generation])
-            proposals = self._proposals(draw)
-            if not proposals:
-                return []
+            draw = np.random.default_rng([self.config.seed, 5, generation] + [unanswered] * (unanswered > 0))
+            proposals = self._proposals(draw, began)
+            unanswered += not proposals
             found = [self._screened(p, number + i, generation) for i, p in enumerate(proposals)]
             outcomes, spent = _tabular(found, self.config.seed)
             kept = self._through(found, outcomes, draw)
@@ -238,15 +239,20 @@ class Race:
         self.fruitless = True
         return []
 
-    def _proposals(self, draw: np.random.Generator) -> list[Proposal]:
+    def _proposals(self, draw: np.random.Generator, began: float) -> list[Proposal]:
         """A generation's proposals, by the proposers that the bandit chooses; one that has nothing to say is passed."""
         population, records = self.state.population(), self._records()
         assert self.budget is not None
         common = self.budget.unit["tabular"] + self.budget.unit["linear"]
         found: list[Proposal] = []
         silent: set[str] = set()
-        while len(found) < GENERATION and len(silent) < len(records) and self._left() > 0:
+        while len(found) < GENERATION and len(silent) < len(records):
             name = choose({n: r for n, r in records.items() if n not in silent}, common, draw)
+            # What asking took so far is charged with the whole generation alone.
+            left = self._left() - (time.perf_counter() - began)
+            if left < ASKED * records[name].seconds or (found and left < 0):
+                silent.add(name)
+                continue
             made = self.proposers[name].propose(population, ASKED, draw)
             found += made
             if len(made) < ASKED:
@@ -271,7 +277,7 @@ class Race:
             if outcome is not None:
                 insort(before, outcome.fitness)
         if "model" in seconds:
-            seconds["model"] = sum(exchange["seconds"] for exchange in state.archive.exchanges())
+            seconds["model"] = state.archive.seconds_of_exchanges()
         return {n: Record(wins[n], asked[n], seconds[n] / max(1, asked[n])) for n in self.proposers}
 
     def _through(
@@ -317,14 +323,18 @@ class Race:
                 yield self._job("retrial", [number], seed)
 
     def finalists(self) -> list[int]:
-        """The winners, in their shortest form that was really trained, as they are kept once the race is over."""
+        """The winners, in their shortest form that was really trained, as they are kept once the race is over.
+
+        None are not kept: a search that goes on may find some.
+        """
         known_already = self.state.archive.read_meta("finalists")
         if known_already is None:
             shortest, trained = self.state.shortest(), set(self.state.on("adapter"))
             able = trained - set(self.state.started())
             known_already = [shortest[n] if shortest[n] in able else n for n in self._winners()]
-            with self.state.archive.writing():
-                self.state.archive.write_meta("finalists", known_already)
+            if known_already:
+                with self.state.archive.writing():
+                    self.state.archive.write_meta("finalists", known_already)
         return known_already
 
     def _job(self, rung: str, numbers: Sequence[int], seed: int = 0) -> Job:

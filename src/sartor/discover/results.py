@@ -1,5 +1,6 @@
 """What a search found, for its page and for people: the answer first, then how sure it is and what it rests on."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from sartor.discover.state import CANARY, RUNGS, State
 from sartor.discover.verdict import Comparison, comparisons, mean_over_seeds, retrial_results
 from sartor.evaluate.statistics import Estimate, mean
 from sartor.objectives.shape import shape
+from sartor.report import words
 from sartor.report.words import number
 
 LEADERS = 20
@@ -33,6 +35,17 @@ VALUE = {
     "about": "Score: the mean {scorer} score of answers drawn to held-out prompts, less a tenth of its spread for each "
     "nat of KL: what RLHF maximises.",
 }
+# How refusals begin, and what they have in common.
+REFUSALS = {
+    "its sign is wrong": "its sign is wrong",
+    "its gradient is zero": "its gradient is zero everywhere",
+    "it does not read": "it does not read what the policy says",
+    "its value is": "not finite",
+    "its weight is": "not finite",
+    "weak on the tabular rung": "weak on the tabular rung",
+    "no objective found": "a model's answer without an objective",
+    "the answer ended": "a model's answer that was cut off",
+}
 PAIRS_OF_RUNGS = (("tabular", "linear"), ("linear", "adapter"))
 
 
@@ -42,17 +55,23 @@ def score_of(config: DiscoverConfig) -> dict[str, str]:
     return BITS if scorer is None else {name: words.format(scorer=scorer) for name, words in VALUE.items()}
 
 
+def linear_unit(config: DiscoverConfig) -> str:
+    """What a score on the linear rung is in: bits where the held-out texts are not answers that the reference drew."""
+    return BITS["unit"] if config.task == "preferences" else score_of(config)["unit"]
+
+
 def results(config: DiscoverConfig, state: State) -> dict[str, Any]:
     """Everything that ``discovery.json`` holds."""
     score = score_of(config)
     finalists = state.archive.read_meta("finalists") or []
     found = comparisons(state, finalists)
     faults = state.faults()
-    budget, spent = kept_budget(state.archive, config), state.archive.spent()
+    budget, spent = kept_budget(state.archive), state.archive.spent()
     return {
         "task": config.task,
         "model": f"{config.proxy}, the retrial on {config.model}" if config.proxy else config.model,
         "seed": config.seed,
+        "lora_r": config.lora_r,
         "budget": config.budget,
         "plan": None if budget is None else str(budget),
         "spent": spent,
@@ -61,6 +80,7 @@ def results(config: DiscoverConfig, state: State) -> dict[str, Any]:
         "faults": faults,
         "unit": score["unit"],
         "score": score,
+        "linear_unit": linear_unit(config),
         "comparisons": [
             {"winner": c.winner, "other": c.other, "difference": c.difference, "verdict": c.verdict} for c in found
         ],
@@ -112,6 +132,8 @@ def _said(comparison: Comparison) -> str:
             return f"better than {other} by {interval}"
         case "worse":
             return f"worse than {other} by {number(abs(gap.value))} [{number(-gap.high)}, {number(-gap.low)}]"
+        case words.NO_INTERVAL:
+            return f"{number(gap.value)} from {other}, of which no interval can be told"
     return f"not shown to differ from {other} ({number(gap.value)} [{number(gap.low)}, {number(gap.high)}])"
 
 
@@ -125,14 +147,14 @@ def correlations(state: State) -> list[dict[str, Any]]:
     """Spearman's ρ between neighbouring rungs, of the fitness and of what else both measure."""
     rows = [{"from": a, "to": b, "measure": "fitness", "rho": state.correlation(a, b)} for a, b in PAIRS_OF_RUNGS]
     both = [state.results[rung, n] for rung in ("linear", "adapter") for n in state.on("adapter")]
-    for measure in [name for name in MEASURES if all(name in outcome.measures for outcome in both)]:
+    for measure in [name for name in MEASURES if any(name in outcome.measures for outcome in both)]:
         rho = state.correlation("linear", "adapter", _reads(measure))
         rows.append({"from": "linear", "to": "adapter", "measure": measure, "rho": rho})
     return rows
 
 
 def _reads(measure: str) -> Any:
-    return lambda outcome: outcome.measures[measure]
+    return lambda outcome: outcome.measures.get(measure, math.nan)
 
 
 def counts(state: State) -> dict[str, int]:
@@ -148,10 +170,7 @@ def counts(state: State) -> dict[str, int]:
 
 def _kind(refusal: str) -> str:
     """A refusal without its particulars."""
-    for start in ("its sign is wrong", "its gradient is zero", "its value is", "its weight is", "weak on the tabular"):
-        if refusal.startswith(start):
-            return {"its value is": "not finite", "its weight is": "not finite"}.get(start, start)
-    return refusal if len(refusal) < 60 else "not of the language"
+    return next((kind for start, kind in REFUSALS.items() if refusal.startswith(start)), "not of the language")
 
 
 def proposers(state: State) -> list[dict[str, Any]]:
@@ -230,7 +249,7 @@ def retrial_rows(state: State) -> list[dict[str, Any]]:
     """Every arm of the retrial: its score, and what else was measured, over seeds."""
     rows = []
     for n, found in retrial_results(state.archive).items():
-        names = found[0].outcome.measures
+        names = [name for name in found[0].outcome.measures if all(name in r.outcome.measures for r in found)]
         rows.append(
             {
                 "number": n,

@@ -4,6 +4,7 @@ import re
 import textwrap
 
 from sartor.discover.archive import Candidate
+from sartor.discover.language.expression import CONSTANT, INPUTS, Expression
 from sartor.discover.language.printing import to_python, to_torch
 from sartor.discover.language.program import stabilised
 from sartor.discover.rungs.outcome import Setting
@@ -40,6 +41,18 @@ def loss_name(candidate: Candidate) -> str:
     return cleaned if cleaned and not cleaned[0].isdigit() else f"found_{candidate.number}"
 
 
+def is_one_number(tree: Expression) -> bool:
+    """Whether it is a single number for the whole batch, as statistics, constants and β are, and not one for each pair.
+
+    >>> from sartor.discover.language.parse import parse
+    >>> is_one_number(parse("softplus(-mean(beta * margin))")), is_one_number(parse("softplus(-margin) + mean(margin)"))
+    (True, False)
+    """
+    if tree.op in INPUTS:
+        return tree.op == "beta"
+    return tree.op == CONSTANT or tree.op.startswith("batch_") or all(map(is_one_number, tree.args))
+
+
 def loss_source(candidate: Candidate, setting: Setting, advice: str) -> str:
     """The file's text.
 
@@ -51,7 +64,7 @@ def loss_source(candidate: Candidate, setting: Setting, advice: str) -> str:
     tree = candidate.tree
     assert tree is not None
     expression = to_torch(stabilised(tree))
-    if not tree.inputs - {"beta"} or expression.startswith(("pair.policy", "beta")):
+    if is_one_number(stabilised(tree)):
         expression = f"{expression} + torch.zeros_like(pair.policy_chosen)"
     needed = [name for name in STABLE if f"{name}(" in expression]
     imports = [
@@ -63,7 +76,6 @@ def loss_source(candidate: Candidate, setting: Setting, advice: str) -> str:
         *([f"from sartor.losses.stable import {', '.join(needed)}"] if needed else []),
         "from sartor.types import PairLogps",
     ]
-    # A statistic is one number for the batch: it becomes one for each pair by what it is added to.
     origin = f"candidate {candidate.number}, {candidate.origin}" + (
         f" of {', '.join(map(str, candidate.parents))}" if candidate.parents else ""
     )

@@ -34,6 +34,7 @@ class State:
     candidates: dict[int, Candidate] = field(default_factory=dict)
     results: dict[tuple[str, int], Outcome] = field(default_factory=dict)  # of the first seed, by rung and number
     seen: Seen = field(default_factory=Seen)
+    _kinds: dict[int, int] = field(default_factory=dict)  # what ``kinds`` found so far
 
     def __post_init__(self) -> None:
         for candidate in self.archive.candidates():
@@ -110,7 +111,9 @@ class State:
         canaries = set(self.canaries())
         both = [n for n in top if n in linear and n not in canaries and np.isfinite([top[n], linear[n]]).all()]
         if len(both) < ENOUGH or len({linear[n] for n in both}) < 2:
-            return linear | top
+            # Too few to tell: as the linear rung has it, moved to where the top rung is, whose unit may be another.
+            shift = float(np.mean([top[n] - linear[n] for n in both])) if both else 0.0
+            return {n: value + shift for n, value in linear.items()} | top
         fit = stats.linregress([linear[n] for n in both], [top[n] for n in both])
         slope = max(0.0, float(fit.slope))
         centre = np.mean([linear[n] for n in both]), np.mean([top[n] for n in both])
@@ -130,15 +133,20 @@ class State:
         Their scores differ by less than a hundredth of what training does to them. Formulas may differ all the same,
         where these data never come, or where a part of them does nothing.
         """
-        numbers = self.on("linear")
-        found: dict[int, int] = {}
-        table = np.array([self.results["linear", n].values for n in numbers])
         idle = [self.results["linear", n].values for n in self.canaries() if ("linear", n) in self.results][:1]
-        for i, n in enumerate(numbers):
-            done = np.abs(table[i] - (idle or 0.0)).max()
-            near = np.abs(table[:i] - table[i]).max(1) < ALIKE * done if np.isfinite(done) else np.array([])
-            found[n] = found[numbers[int(near.argmax())]] if near.any() else n
-        return found
+        firsts = [n for n, kind in self._kinds.items() if n == kind]
+        table = np.array([self.results["linear", n].values for n in firsts])
+        for n in [n for n in self.on("linear") if n not in self._kinds]:
+            scores = np.array(self.results["linear", n].values)
+            done = np.abs(scores - (idle or 0.0)).max()
+            near = np.abs(table - scores).max(1) < ALIKE * done if firsts and np.isfinite(done) else np.array([])
+            if near.any():
+                self._kinds[n] = firsts[int(near.argmax())]
+            else:
+                self._kinds[n] = n
+                firsts.append(n)
+                table = np.vstack([table, scores]) if len(firsts) > 1 else scores[None]
+        return self._kinds
 
     def shortest(self) -> dict[int, int]:
         """For each candidate on the linear rung the one with the shortest formula of those that train as it does."""
@@ -221,6 +229,6 @@ def behaviour_of(tree: Expression, slope: float, convex: bool) -> str:
         ("sides", bool(tree.inputs & {"chosen_logratio", "rejected_logratio", "policy_chosen", "policy_rejected"})),
         ("batch", any(node.op.startswith("batch_") for node in tree.walk())),
         ("lowers at 0", slope > 0),
-        ("not convex", not convex),
+        ("slope falls", not convex),
     ]
     return ", ".join(word for word, true in reads if true) or "margin alone"

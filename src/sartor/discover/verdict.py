@@ -8,7 +8,7 @@ from sartor.discover.budget import BASELINES
 from sartor.discover.rungs.outcome import Outcome
 from sartor.discover.state import State
 from sartor.evaluate.statistics import Estimate, Sample, crossed
-from sartor.report.words import number
+from sartor.report.words import verdict
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """better, worse, or no difference shown."""
-        if self.difference.low > 0:
-            return "better"
-        return "worse" if self.difference.high < 0 else "no difference shown"
-
-    def __str__(self) -> str:
-        gap = self.difference
-        interval = f"{number(gap.value)} [{number(gap.low)}, {number(gap.high)}]"
-        said = {"better": "better than", "worse": "worse than"}.get(self.verdict, "no difference shown from")
-        return f"{self.winner}: {said} {self.other}, by {interval}"
+        """better, worse, no difference shown, or no interval."""
+        return verdict(self.difference, 0.0)
 
 
 def retrial_results(archive: Archive) -> dict[int, list[Result]]:

@@ -93,7 +93,7 @@ class Workbench:
     def retrial(self) -> Material:
         """The same for winners, with more answers, and on the same model at the price of the search."""
         found = self._material("retrial", "retrial-held-out", RETRIAL_ANSWERS, self.base)
-        if found.truth is None or self.search.truth is None or self.config.proxy:
+        if self.config.proxy or found.truth is None or self.search.truth is None:
             return found
         return replace(found, truth=replace(found.truth, price=self.search.truth.price))
 
@@ -121,9 +121,9 @@ class Workbench:
         trees = [parse(text) for text in job.texts]
         if job.rung == "linear":
             return run_linear(self.search, self.kernel, trees, self.settings)
-        adapters, settings = self.adapters, job.settings
-        if job.rung == "retrial":
-            adapters, settings = self.adapters_of_retrial, tuple(map(self.carried, settings))
+        last = job.rung == "retrial"
+        adapters = self.adapters_of_retrial if last else self.adapters
+        settings = map(self.carried, job.settings) if last else job.settings
         return [adapters.run(tree, at, job.seed) for tree, at in zip(trees, settings, strict=True)]
 
     @cached_property

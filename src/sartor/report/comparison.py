@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from sartor.console import duration
 from sartor.evaluate.statistics import Estimate
-from sartor.report.page import environment
+from sartor.report.page import write_page
 from sartor.report.plots import Route, frontier
 from sartor.report.tiles import Tile, strip
 from sartor.report.words import Figure, figure, number, read_estimate, verdict
@@ -33,11 +33,7 @@ VARIETY = {
 def write_comparison(folder: Path) -> Path:
     """Write ``report.html`` from ``compare.json`` and return its path."""
     found = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
-    report = folder / "report.html"
-    report.write_text(
-        environment().get_template("comparison.html").render(_context(found)), encoding="utf-8", errors="replace"
-    )
-    return report
+    return write_page(folder, "comparison.html", _context(found))
 
 
 def _context(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sartor.console import duration
 from sartor.evaluate.statistics import Estimate
 from sartor.objectives.shape import shape
 from sartor.objectives.specs import parse_objective
-from sartor.report.page import environment
+from sartor.report.page import write_page
 from sartor.report.plots import Route, formula, frontier, lines
 from sartor.report.tiles import Tile, strip
 from sartor.report.words import NO_DIFFERENCE, Figure, as_float, figure, number, read_estimate, verdict
@@ -39,7 +39,7 @@ MEASURES = {
 WITHOUT_ANSWERS = ("accuracy", "chosen", "rejected")  # what the table shows where no answers were sampled
 KL = "the KL of its own answers to held-out prompts, in nats"
 MOVED = "|chosen| + |rejected|: how many nats training moved held-out chosen and rejected texts by"
-FLOOR = -0.25  # of a score: less is drawn there, so that one broken candidate does not flatten all others
+BROKEN = 3.0  # quartile distances below the lower quartile, beyond which a score would flatten all others if drawn
 SEEN, NEAR = 20.0, 10.0  # nats: margins that curves are drawn over, and those that they are scaled by
 ORIGINS = ("named", "random", "mutate", "cross", "tune", "prune", "model")
 STEP, ROW = 118, 26  # of the lineage, in pixels
@@ -48,13 +48,7 @@ STEP, ROW = 118, 26  # of the lineage, in pixels
 def write_discovery(folder: Path) -> Path:
     """Write ``report.html`` from ``discovery.json`` and return its path."""
     found = json.loads((folder / "discovery.json").read_text(encoding="utf-8"))
-    report = folder / "report.html"
-    report.write_text(
-        environment().get_template("discovery.html").render(_context(found, folder)),
-        encoding="utf-8",
-        errors="replace",
-    )
-    return report
+    return write_page(folder, "discovery.html", _context(found, folder))
 
 
 def _context(found: Row, folder: Path) -> dict[str, Any]:
@@ -67,6 +61,8 @@ def _context(found: Row, folder: Path) -> dict[str, Any]:
         "headline": found["headline"][0],
         "second": found["headline"][1:],
         "faults": found["faults"],
+        "model": found["model"],
+        "lora_r": found["lora_r"],
         "tiles": [*_verdicts(found), _tried(found)],
         "unit": found["unit"],
         "score": found["score"],
@@ -75,7 +71,8 @@ def _context(found: Row, folder: Path) -> dict[str, Any]:
         "retrial": _retrial(found),
         "winner": _winner(winner, folder, names) if winner else None,
         "rungs": [_correlation(row) for row in found["correlations"]],
-        "points": Markup(_rungs(rows, finalists)),
+        "linear_unit": found["linear_unit"],
+        "points": Markup(_rungs(found, rows, finalists)),
         "distance": Markup(_pareto(found, rows, finalists, _distance, "distance, nats", wide=True)),
         "seconds": Markup(_pareto(found, rows, finalists, _seconds, "seconds of training", wide=False)),
         "front": [
@@ -87,8 +84,8 @@ def _context(found: Row, folder: Path) -> dict[str, Any]:
             }
             for row in _front(rows, _distance, _nothing(found))
         ],
-        "floor": number(FLOOR, 2),
-        "below": sum(_drawn(row["adapter"]).value == FLOOR for row in rows),
+        "floor": number(floor := _floor(rows, "adapter")),
+        "below": sum(_estimate(row["adapter"]).value < floor for row in rows),
         "lineage": _lineage(found["lineage"], winner["number"] if winner else None),
         "leaders": [_candidate(row, names) for row in found["leaders"]],
         "known": [_candidate(row, names) for row in found["known"]],
@@ -141,10 +138,11 @@ def _verdicts(found: Row) -> list[Tile]:
 def _lead(found: Row) -> Tile:
     """What the search itself says of its winner, which is no finding."""
     own = _estimate(found["winner"]["adapter"])
-    known = [row for row in found["known"] if not row["canary"] and math.isfinite(_drawn(row["adapter"]).value)]
+    known = [row for row in found["known"] if not row["canary"] and math.isfinite(_estimate(row["adapter"]).value)]
     rival = max(known, key=lambda row: _estimate(row["adapter"]).value, default=None)
     other = _estimate(rival["adapter"]) if rival else own
-    placed = strip({"muted": other, "blue": own}, min(0.0, own.low, other.low), 1.0, 0.0)
+    ends = [x for one in (own, other) for x in (one.low, one.high) if math.isfinite(x)]
+    placed = strip({"muted": other, "blue": own}, min([0.0, *ends]), max([0.0, *ends]), 0.0)
     gloss = f"{found['score']['name']} where it was searched for: too high, as the best of many is lucky too."
     if rival:
         gloss += f" The best known loss, {rival['name']}, has {figure(other)} (grey)."
@@ -159,7 +157,7 @@ def _tried(found: Row) -> Tile:
         Figure(number(counts["linear"]), "on the linear rung", ""),
         Figure(number(counts["adapter"]), "really trained", f"of {number(counts['proposed'])} proposed"),
     ]
-    gloss = "Device time of all of it. Known losses and canaries are trained besides, and not counted."
+    gloss = "Device time of all of it. Known losses and canaries are none of these candidates, and are in the time."
     return Tile("Candidates tried", shown, duration(sum(found["spent"].values())), "", gloss, None)
 
 
@@ -214,6 +212,7 @@ def _winner(winner: Row, folder: Path, names: Mapping[int, str]) -> dict[str, An
         "words": [words.replace("-", "−") for words in winner["words"]],
         "curves": _curves(winner),
         "beta": winner["beta"],
+        "rate": f"{winner['learning_rate']:g}",
         "loss": f"{shlex.quote(str(loss))}:{loss.stem}" if loss else "",
     }
 
@@ -265,10 +264,17 @@ def _certain(value: float) -> Estimate:
     return Estimate(value, value, value, 1)
 
 
-def _drawn(raw: object) -> Estimate:
+def _drawn(raw: object, floor: float) -> Estimate:
     """A score as it is drawn: no interval, and not below the floor."""
     value = _estimate(raw).value
-    return _certain(value if math.isnan(value) else max(value, FLOOR))
+    return _certain(value if math.isnan(value) else max(value, floor))
+
+
+def _floor(rows: Sequence[Row], rung: str) -> float:
+    """Where scores that are far below all others are drawn."""
+    values = [value for row in rows if math.isfinite(value := _estimate(row[rung]).value)]
+    low, high = np.percentile(values, [25, 75]) if values else (0.0, 0.0)
+    return float(low - BROKEN * (high - low))
 
 
 def _has_kl(rows: Sequence[Row]) -> bool:
@@ -286,11 +292,13 @@ def _seconds(row: Row) -> float:
     return as_float(row["seconds"])
 
 
-def _rungs(rows: Sequence[Row], finalists: set[str]) -> str:
+def _rungs(found: Row, rows: Sequence[Row], finalists: set[str]) -> str:
     """Every candidate that was on both rungs, and where they would lie if both said the same."""
-    points = {row["number"]: (_drawn(row["linear"]), _drawn(row["adapter"])) for row in rows}
+    floors = [_floor(rows, rung) for rung in ("linear", "adapter")]
+    points = {row["number"]: (_drawn(row["linear"], floors[0]), _drawn(row["adapter"], floors[1])) for row in rows}
     finite = [x.value for a, b in points.values() for x in (a, b) if math.isfinite(a.value + b.value)]
-    ends = [(_certain(x), _certain(x)) for x in (min(finite), max(finite))] if finite else []
+    alike = finite and found["linear_unit"] == found["score"]["unit"]
+    ends = [(_certain(x), _certain(x)) for x in (min(finite), max(finite))] if alike else []
     same = Route("rule", ends, "", "--")
     routes = _placed(rows, points, finalists)
     return frontier(
@@ -328,7 +336,8 @@ def _pareto(
 ) -> str:
     """Score against a price on a scale of powers, with the front as stairs."""
     able = [row for row in rows if not row["canary"] and price(row) > 0]
-    points = {row["number"]: (_certain(price(row)), _drawn(row["adapter"])) for row in able}
+    floor = _floor(rows, "adapter")
+    points = {row["number"]: (_certain(price(row)), _drawn(row["adapter"], floor)) for row in able}
     front = [points[row["number"]] for row in _front(able, price, _nothing(found))]
     corners = [(right, up) for (_, up), (right, _) in pairwise(front)]
     stairs = [point for pair in zip(front, [*corners, *front[-1:]], strict=True) for point in pair]

@@ -26,10 +26,16 @@ def write_report(run: Path) -> Path:
     Every input file is optional; the page says which are not there. The page is one file with no scripts and nothing
     from outside.
     """
-    page = environment().get_template("page.html").render(_context(read_run(Path(run))))
-    report = Path(run) / "report.html"
+    return write_page(Path(run), "page.html", _context(read_run(Path(run))))
+
+
+def write_page(folder: Path, template: str, context: Mapping[str, Any]) -> Path:
+    """Write ``report.html`` whole or not at all, since it marks a run as finished; returns its path."""
+    scratch, report = folder / ".report.html.partial", folder / "report.html"
+    page = environment().get_template(template).render(context)
     # Half a surrogate pair, which a tokenizer can emit and JSON can carry, has no UTF-8: it becomes a question mark.
-    report.write_text(page, encoding="utf-8", errors="replace")
+    scratch.write_text(page, encoding="utf-8", errors="replace")
+    scratch.replace(report)
     return report
 
 

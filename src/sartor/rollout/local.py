@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from sartor.data.trees import TokenIds, split_by_budget
 from sartor.errors import UserError
-from sartor.machine import available_memory, resident_memory
+from sartor.machine import available_memory, physical_memory, resident_memory
 from sartor.model.forward import check, head_of, stand_in, use_attention, use_lean_layers
 from sartor.model.load import LanguageModel
 from sartor.model.tree_attention import NAME
@@ -56,6 +56,13 @@ class Sampling:
     batch_size: int = 64
     seed: int = 0
     packs: bool | None = None
+
+
+def has_room_to_pack(model: LanguageModel) -> bool:
+    """Whether to lay weights out, by the memory that the machine has and not by what is free now: a run that is resumed
+    must draw the same answers.
+    """
+    return 8 * sum(p.nbytes for p in model.core.parameters()) < physical_memory()
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ from sartor.data.files import Where
 from sartor.data.rows import Rows, hold_out, limited, read_rows
 from sartor.data.trees import TokenIds, TokenTree
 from sartor.errors import UserError
-from sartor.machine import physical_memory
 from sartor.model.checkpointing import checkpoint_layers, layers_of
 from sartor.model.critic import Actors, assemble
 from sartor.model.forward import check, stand_in
@@ -29,7 +28,7 @@ from sartor.model.resolve import resolve
 from sartor.rewards.model import RewardModelScorer, reward_scale
 from sartor.rewards.scoring import Scorer, score_texts
 from sartor.rollout.command import WITH_PROMPTS, read_lines
-from sartor.rollout.local import Sample, Sampling, sample
+from sartor.rollout.local import Sample, Sampling, has_room_to_pack, sample
 from sartor.types import Prompt, Text
 
 Scoring = Callable[[Sequence[Text], Sequence[str]], list[float]]
@@ -229,10 +228,9 @@ def draw(
 ) -> list[list[Sample]]:
     """``n`` answers to each prompt at temperature 1; ``seed`` says which ones."""
     number = int(np.random.default_rng(seed).integers(2**31))
-    # By the memory that the machine has and not by what is free now: a resumed run must draw the same samples.
-    packs = 8 * sum(p.nbytes for p in policy.core.parameters()) < physical_memory()
+    sampling = Sampling(max_new_tokens, seed=number, packs=has_room_to_pack(policy))
     with progress("sampling", len(prompts.ids) * n) as advance:
-        return sample(policy, prompts.ids, n, Sampling(max_new_tokens, seed=number, packs=packs), advance)
+        return sample(policy, prompts.ids, n, sampling, advance)
 
 
 def score_all(scorer: Scoring, prompts: Prompts, texts: Sequence[Sequence[str]]) -> Float[Tensor, "prompts n"]:

@@ -1,11 +1,12 @@
 """The run folder: what is written while training, whole or not at all, and found again after a kill."""
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sartor.errors import UserError
 from sartor.evaluate.statistics import Estimate
 
 CHECKPOINT = "checkpoint-"
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -49,7 +51,7 @@ class RunFolder:
         if self.path.is_file() or self.exists:
             raise UserError(f"--output {self.path} exists already: --resume goes on with it, or name a new folder")
         try:
-            if self.path.is_dir() and {p.name for p in self.path.iterdir()} - set(allowed):
+            if self.path.is_dir() and {p.name for p in self.path.iterdir()} - {*allowed, LOCK}:
                 raise UserError(f"--output {self.path} has files in it that are no run: name a new folder")
             above = next(parent for parent in self.path.absolute().parents if parent.exists())
             with tempfile.TemporaryFile(dir=above):
@@ -74,6 +76,23 @@ class RunFolder:
                 f"--resume: {self.path} was started with other options: {'; '.join(changed)}; "
                 "leave them out, or start a new run in another --output"
             )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Held while a process writes here, so that no other one does; a process that is killed lets go.
+
+        Raises:
+            UserError: another process writes here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"--output {self.path}: another process is at work there; wait for it, or end it first"
+                ) from None
+            yield
 
     def open(self, config: Any, identity: Mapping[str, str], command: str) -> None:
         """Start a run here, or make sure that the one here is about the same model and data.

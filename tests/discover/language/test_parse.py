@@ -153,7 +153,11 @@ REFUSED = {
     "a = margin\nif beta > 1:\n    return a": "line 2: wanted an expression, or return and one, as the last line",
     "return": "wanted an expression, or return and one",
     "def loss():\n    pass": "line 2: wanted an expression, or return and one",
-    "": "line 1: expected an indented block",
+    "": "wanted an expression, got nothing",
+    'open("x").beta': "line 1: Attribute is not part of the language",
+    '-log_sigmoid(beta * __import__("os").system("id").margin)': "Attribute is not part of the language",
+    "(lambda: 1).margin": "Attribute is not part of the language",
+    "[1, 2][0].beta": "Attribute is not part of the language",
     "# nothing": "line 1: expected an indented block",
     # around the function
     "import torch\ndef loss():\n    return margin": "wanted one function without decorators, or an expression, and",
@@ -259,6 +263,16 @@ def test_depth_without_brackets_is_refused_too(text: str, said: str | None) -> N
         parse(text)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("steps", [58, 61])
+def test_what_is_read_can_be_read_again(steps: int) -> None:
+    text = "\n".join(["z = margin", *["z = relu(z)"] * steps, "softplus(-z)"])
+    if steps > DEEPEST:  # locals hide brackets that the archive would have to write
+        with pytest.raises(LanguageError, match=f"more than {DEEPEST} brackets within brackets"):
+            parse(text)
+    else:
+        assert parse(to_python(parse(text))) == parse(text)
 
 
 def test_a_tree_has_a_largest_size() -> None:

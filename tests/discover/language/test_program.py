@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import random_tree
 
-from sartor.discover.language.expression import Expression, LanguageError, constant, given, replaced, with_inputs
+from sartor.discover.language.expression import Expression, LanguageError, constant, given, replaced
 from sartor.discover.language.known import CANARIES, KNOWN, known
 from sartor.discover.language.operators import NUMBER, OPERATORS, apply
 from sartor.discover.language.parse import parse
@@ -314,11 +314,6 @@ def test_a_place_of_a_tree_is_replaced() -> None:
         assert new.size == tree.size - node.size + 1
     with pytest.raises(IndexError):
         replaced(tree, len(nodes), constant(1.0))
-
-
-def test_inputs_are_replaced_by_expressions() -> None:
-    tree = with_inputs(known("dpo"), {"margin": parse("margin - 1"), "beta": constant(0.5)})
-    assert tree == parse("-log_sigmoid(0.5 * (margin - 1))")
 
 
 def test_equal_trees_are_one() -> None:

@@ -1,6 +1,7 @@
 """A whole search by a language model at a scripted server: good, malformed and hostile answers, and what is kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,26 @@ def test_a_language_model_drives_a_search(
     for path in options["output"].rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_questions_without_an_answer_do_not_end_a_search_in_silence(
+    options: dict[str, Any], script: Any, answers: int
+) -> None:
+    script.refuses(400, "not now")
+    for _ in range(answers):
+        script.says(reply(GOOD))
+    model = {"proposer": ("model",), "endpoint": script.url, "endpoint_model": "inventor"}
+    config = DiscoverConfig(**{**options, **model, "candidates": 3, "adapters": 1, "seeds": 0})
+    if answers:
+        assert "leads with" in run_discover(config)
+        return
+    for _ in range(2):
+        script.refuses(400, "not now")
+    with pytest.raises(UserError, match="nothing new was tried, since --proposer model: 3 questions in a row without"):
+        run_discover(config)
+    script.says(reply(GOOD))
+    assert "leads with" in run_discover(replace(config, resume=True))
 
 
 def test_an_endpoint_that_is_not_there_is_told_before_anything_slow(options: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The tree that an objective is: inputs, constants and operators, each of a kind, number or truth."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -113,8 +113,3 @@ def replaced(tree: Expression, target: int, new: Expression) -> Expression:
             return Expression(tree.op, tuple(args), tree.value)
         place += arg.size
     raise IndexError(target)
-
-
-def with_inputs(tree: Expression, values: Mapping[str, Expression]) -> Expression:
-    """The tree with some inputs replaced by expressions."""
-    return tree.map(lambda node: values.get(node.op, node))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from sartor.discover.language.expression import INPUTS, Expression, LanguageError, constant, given
 from sartor.discover.language.operators import NUMBER, OPERATORS, apply, kind_of
+from sartor.discover.language.printing import to_python
 
 LONGEST = 4000  # characters
 DEEPEST = 60  # brackets within brackets: Python's own parser recurses
@@ -39,9 +40,9 @@ def parse(text: str) -> Expression:
     Raises:
         LanguageError: what is not of the language, where, and what would be.
     """
-    if len(text) > LONGEST:
-        raise LanguageError(f"wanted at most {LONGEST:,} characters, got {len(text):,}")
-    _check_depth(text)
+    if not text.strip():
+        raise LanguageError("wanted an expression, got nothing")
+    _check_size(text)
     # A body is allowed on its own, return and all: it parses once it stands in a function.
     text = textwrap.dedent(text).strip()
     loose = not re.search(r"^def ", text, re.MULTILINE)
@@ -53,10 +54,13 @@ def parse(text: str) -> Expression:
         raise LanguageError("nested too deeply") from None
     if kind_of(tree) != NUMBER:
         raise LanguageError("wanted a number for each pair, got a truth: where(truth, a, b) makes one of it")
+    _check_size(to_python(tree))  # locals make a tree deeper than its text, and what is archived must be read again
     return tree
 
 
-def _check_depth(text: str) -> None:
+def _check_size(text: str) -> None:
+    if len(text) > LONGEST:
+        raise LanguageError(f"wanted at most {LONGEST:,} characters, got {len(text):,}")
     depth = 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
@@ -110,8 +114,8 @@ class _Reader:
                 raise self._refused(node, f"{node.value!r} is no number of the language")
             case ast.Constant(value=int() | float() as value):
                 return self._made(node, lambda: constant(float(value) if abs(value) < 1e300 else float("inf")))
-            case ast.Name(id=name) | ast.Attribute(attr=name):
-                return self._named(node, _dotted(node) or name)
+            case ast.Name() | ast.Attribute() if name := _dotted(node):
+                return self._named(node, name)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return self._apply(node, "neg", operand)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):

@@ -21,6 +21,8 @@ def _simpler(node: Expression) -> Expression:
     match node:
         case Expression("add" | "sub" | "mul" as op, (Expression("constant") as a, Expression("constant") as b)):
             return _folded(node, FOLDED[op](a.value, b.value))
+        case Expression("neg", (Expression("constant", (), value),)):
+            return constant(-value)
         case Expression("neg", (Expression("neg", (x,)),)) | Expression(
             "add" | "sub", (x, Expression("constant", (), 0.0))
         ):

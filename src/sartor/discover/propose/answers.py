@@ -23,7 +23,7 @@ FIELD = re.compile(
     re.DOTALL,
 )
 ESCAPE = re.compile(r'\\(?P<valid>u[0-9a-fA-F]{4}|["\\/bfnrt])?')
-FENCE = re.compile(r"```[ \t]*(?P<tag>\w*)[^\n`]*\n(?P<body>.*?)(?:```|\Z)", re.DOTALL)
+FENCE = re.compile(r"```[ \t]*(?P<tag>\w*+)[^\n`]*\n(?P<body>.*?)(?:```|\Z)", re.DOTALL)
 PYTHON_TAGS = ("", "python", "python3", "py")
 IDLE_LINE = re.compile(r"\s*(?:(?:import|from) [\w.,* ]+|#.*)?")
 

@@ -287,7 +287,8 @@ def _left_out(options: dict[str, Any], trouble: _Trouble) -> bool:
     if trouble.status not in (400, 422):
         return False
     for name in options:
-        if re.search(rf"\b{name}\b", trouble.why):
+        # The cap is renamed and never left out: what a run may cost rests on it.
+        if name != "max_completion_tokens" and re.search(rf"\b{name}\b", trouble.why):
             value = options.pop(name)
             if name == "max_tokens":
                 options["max_completion_tokens"] = value  # what hosted reasoning models call it

@@ -57,6 +57,7 @@ class Grammar:
     """A ``Proposer`` that makes objectives by one way of making them: one of ``WAYS``."""
 
     name: str
+    exhausted: str = ""  # which it never is
 
     def propose(self, population: Population, count: int, draw: np.random.Generator) -> list[Proposal]:
         """``count`` proposals, or fewer where this way finds nothing new to say."""

@@ -78,6 +78,11 @@ class Proposer(Protocol):
         """What ``--proposer`` calls it, and its proposals' origin."""
         ...
 
+    @property
+    def exhausted(self) -> str:
+        """Why it proposes no more; empty while it does."""
+        ...
+
     def propose(self, population: Population, count: int, draw: np.random.Generator) -> list[Proposal]:
         """About ``count`` proposals. With the same population and the same state of ``draw``, the same ones."""
         ...

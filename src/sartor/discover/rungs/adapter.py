@@ -18,11 +18,10 @@ from sartor.discover.screens import fingerprints
 from sartor.evaluate.answers import answers_of
 from sartor.evaluate.diversity import distinct_n
 from sartor.evaluate.on_policy import look_at
-from sartor.machine import physical_memory
 from sartor.model.load import LanguageModel
 from sartor.model.reference import score_trees
 from sartor.objectives.objective import Objective
-from sartor.rollout.local import Sampling, sample
+from sartor.rollout.local import Sampling, has_room_to_pack, sample
 from sartor.train.gradient import batch_gradient
 from sartor.train.loop import MasterWeights, train_steps
 
@@ -92,16 +91,17 @@ class Adapters:
         part = self.material.held_out.compared
         moved = branch_logps(self.material.model, part, self.material.recipe.token_budget) - part.reference
         found = judged(moved[None, None], part.pairs(), [setting])[0]
-        return found if self.material.truth is None else self._by_answers(found, self.material.truth, seed)
+        if self.material.truth is None or not torch.isfinite(moved).all():
+            return found  # a model that fell apart is worth minus infinity, and cannot be asked for answers
+        return self._by_answers(found, self.material.truth, seed)
 
     def _by_answers(self, found: Outcome, truth: Truth, seed: int) -> Outcome:
         """The mean true score of the policy's answers to each held-out prompt, less the price of their KL."""
         model, data = self.material.model, self.material.held_out.data
         prompts = list(dict.fromkeys(data.prompts))
         ids = [data.trees[data.prompts.index(prompt)].prompt for prompt in prompts]
-        # By the memory that the machine has and not by what is free now: a resumed search must draw the same answers.
-        packs = 8 * sum(p.nbytes for p in model.core.parameters()) < physical_memory()
-        drawn = sample(model, ids, truth.answers, Sampling(truth.max_new_tokens, seed=seed, packs=packs))
+        sampling = Sampling(truth.max_new_tokens, seed=seed, packs=has_room_to_pack(model))
+        drawn = sample(model, ids, truth.answers, sampling)
         answers = answers_of(prompts, drawn, plugins.resolve("rewards", truth.scorer))
         kl, _ = look_at(model, model, ids, drawn, self.material.recipe.token_budget)
         assert answers.scores is not None
