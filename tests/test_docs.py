@@ -54,7 +54,12 @@ def workplace(tmp_path: Path, few_known_losses: None, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("page", "says"), [("tour.md", "2 rows of comparisons"), ("performance.md", r"\d+ MFLOP, of which head \d+%")]
+    ("page", "says"),
+    [
+        ("tour.md", "2 rows of comparisons"),
+        ("performance.md", r"\d+ MFLOP, of which head \d+%"),
+        ("discovery.md", r"lrml at β 0\.05"),
+    ],
 )
 def test_code_of_pages_runs(page: str, says: str, workplace: Path) -> None:
     source = "\n".join(blocks(ROOT / "docs" / page, "python"))

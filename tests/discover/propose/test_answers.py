@@ -68,6 +68,7 @@ HOSTILE = {
     "brackets": "{}" * 300_000,
     "open strings": '{"code": "' * 100_000,
     "open fences": "```" * 300_000,
+    "a tag without an end": "```" + "a" * 300_000,
     "backslashes": '"code": "' + "\\" * 500_000,
     "blanks": '"code"' + " " * 500_000,
     "fields": '"name":"' * 100_000,
