@@ -97,7 +97,8 @@ def _tiny(words: list[str], tiny_folder: Path) -> list[str]:
     if words[0] == "discover" and words[1] != "show":
         own = ["--task", "preferences", "--data", "prefs.jsonl", "--candidates", "16", "--adapters", "1"]
         task = words.index("--task")
-        return [*words[:task], *words[task + 2 :], *own, "--seeds", "0", "--start", "dpo"]
+        own += ["--seeds", "0", "--start", "dpo", "--model", str(tiny_folder)]
+        return [*words[:task], *words[task + 2 :], *own]
     if words[0] == "ppo":
         return [*words, "--max-new-tokens", "4", "--max-steps", "1", "--eval-fraction", "0.5"]
     return [*words, "--max-new-tokens", "4"] if words[0] == "sample" else words

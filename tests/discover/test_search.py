@@ -241,7 +241,12 @@ def test_two_processes_do_not_write_in_one_folder(options: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["-log_sigmoid(mean(beta * margin))", "softplus(1 - std(beta * margin))", "softplus(-mean(margin)) - chosen_logratio"]
+    "text",
+    [
+        "-log_sigmoid(mean(beta * margin))",
+        "softplus(1 - std(beta * margin))",
+        "softplus(-mean(margin)) - chosen_logratio",
+    ],
 )
 def test_a_loss_file_has_a_number_for_each_pair(text: str, tmp_path: Path) -> None:
     tree = parse(text)
