@@ -1,6 +1,7 @@
 """What the user reads while a command runs: plain lines, and a bar with the time left for anything slow."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 console = Console(stderr=True, highlight=False)  # results go to standard output, everything else here
 
+BETWEEN_LINES = 60.0  # seconds, where no terminal shows a bar that moves
 
 _active: list[bool] = []
 
@@ -56,7 +58,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress(label: str, total: float) -> Iterator[Callable[..., None]]:
-    """A progress bar; yields ``advance(amount, note)``. On a pipe it prints a line at the end only.
+    """A progress bar; yields ``advance(amount, note)``. On a pipe it prints a line a minute, and one at the end.
 
     Inside another bar it stays silent: one thing moves at a time.
     """
@@ -73,11 +75,19 @@ def progress(label: str, total: float) -> Iterator[Callable[..., None]]:
         TextColumn("{task.fields[note]}"),
     )
     with _exclusive(), Progress(*columns, console=console) as bars:
-        task = bars.add_task(f"{label:<22}", total=total, note="")
+        bars.add_task(f"{label:<22}", total=total, note="")
+        (task,) = bars.tasks
+        told = began = time.monotonic()
 
         def advance(amount: float, note: str | None = None) -> None:
-            bars.advance(task, amount)
+            nonlocal told
+            bars.advance(task.id, amount)
             if note is not None:
-                bars.update(task, note=note)
+                bars.update(task.id, note=note)
+            now = time.monotonic()
+            if not console.is_terminal and now - told >= BETWEEN_LINES:
+                told = now
+                said = f", {task.fields['note']}" if task.fields["note"] else ""
+                say(f"{label:<22} {task.completed:,.0f} of {total:,.0f} after {duration(now - began)}{said}")
 
         yield advance
