@@ -230,6 +230,16 @@ def test_a_search_that_nobody_judged_goes_on_with_a_longer_budget(options: dict[
     assert Archive(options["output"] / "archive.sqlite", reads_only=True).read_meta("budget")["given"] == "5h"
 
 
+def test_a_search_whose_time_is_over_still_tells_what_it_found(options: dict[str, Any]) -> None:
+    few = {**options, "candidates": None, "adapters": 1, "start": ("dpo",), "seeds": 0, "budget": "10m"}
+    run_discover(DiscoverConfig(**few))
+    (options["output"] / "report.html").unlink()
+    archive = Archive(options["output"] / "archive.sqlite")
+    with archive.writing():
+        archive.spend("linear", 900.0)  # it was killed between its last result and its page, over its budget
+    assert "leads with" in run_discover(DiscoverConfig(**few, resume=True))
+
+
 def test_a_judged_search_goes_on_no_more(whole: Path, small: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="is finished and its winner judged"):
         run_discover(DiscoverConfig(**{**small, "output": whole, "budget": "5h", "resume": True}))

@@ -97,7 +97,7 @@ def _search(config: DiscoverConfig, run: RunFolder, endpoint: "Endpoint | None",
     if unit != linear_unit(config):
         unit += f" where it was really trained, elsewhere {linear_unit(config)}"
     state = State(archive, BETA, unit)
-    if clock.left < 0:
+    if clock.left < 0 and not state.on("adapter"):
         raise UserError(
             f"--budget {config.budget}: answers, reference and kernel took {duration(clock.total - clock.left)}; "
             "--resume goes on with a longer --budget; fewer --prompts or shorter answers take less"
@@ -126,10 +126,8 @@ def _race(
         race.begin(clock)
     for fault in state.faults():
         say(f"note    {fault}: unless that changes, nothing that is found can be believed")
-    if (
-        bench.search.truth is None
-        and (best := max(state.results["adapter", n].fitness for n in state.started())) > FULL
-    ):
+    best = max(state.results["adapter", n].fitness for n in state.started())
+    if bench.search.truth is None and best > FULL:
         say(f"note    known losses are at {best:.3g} of at most 1 bit: these data leave nothing to be better by")
     budget = _planned(config, state, bench)
     say(f"plan    {budget}{'' if config.candidates else f' of {config.budget}'}")
@@ -153,9 +151,10 @@ def _planned(config: DiscoverConfig, state: State, bench: Workbench) -> Budget:
     elif budget.given != config.budget and not archive.count("retrial"):
         done = (len(set(state.on(rung)) - set(state.started())) for rung in ("linear", "adapter"))
         budget = make_budget(config, budget.unit, spent, *done)
-        with archive.writing():
-            archive.forget_meta("finalists")
+    else:
+        return budget
     with archive.writing():
+        archive.forget_meta("finalists")
         archive.write_meta("budget", budget.record())
     return budget
 
