@@ -52,7 +52,7 @@ PAIRS_OF_RUNGS = (("tabular", "linear"), ("linear", "adapter"))
 def score_of(config: DiscoverConfig) -> dict[str, str]:
     """What candidates are judged by, in words: name, unit, and what it is."""
     scorer = scorer_of(config)
-    return BITS if scorer is None else {name: words.format(scorer=scorer) for name, words in VALUE.items()}
+    return BITS if scorer is None else {name: text.format(scorer=scorer) for name, text in VALUE.items()}
 
 
 def linear_unit(config: DiscoverConfig) -> str:
