@@ -3,13 +3,15 @@
     python benchmarks/discover_cost.py --output runs/discover [--losses dpo hinge simpo]
 
 Alone: `sartor dpo` as a process of its own on the search's data and recipe, judged on its held-out prompts as the
-search judges, with an empty cache. In the search: what its archive says was spent. Writes
+search judges; its cache holds the weights and nothing else. In the search: what its archive says was spent. The time of
+one real training there, with models loaded and the reference known, is the strictest measure of "alone". Writes
 benchmarks/results/discover_cost.json.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from sartor.discover.parts import scorer_of
 from sartor.discover.workbench import ANSWERS, Workbench
 from sartor.evaluate.statistics import mean
 from sartor.machine import machine
+from sartor.model.resolve import cache_folder
 
 RESULT = Path(__file__).parent / "results" / "discover_cost.json"
 SET_UP = ("answers", "reference and kernel")
@@ -46,10 +49,12 @@ def main() -> None:
         "race": sum(spent[name] for name in RACE) / linear,
         "race with set-up": sum(spent[name] for name in (*SET_UP, *RACE)) / linear,
     }
+    inside = spent["adapter"] / adapters
     for name, seconds in per.items():
-        print(f"{name}: {seconds:.3f} s a candidate, 1/{each.value / seconds:.0f} of {each} alone")
+        ratios = f"1/{each.value / seconds:.0f} of {each} alone, 1/{inside / seconds:.0f} of {inside:.1f} in the search"
+        print(f"{name}: {seconds:.3f} s a candidate, {ratios}")
     found = {"machine": machine(), "alone": alone, "mean": each.record(), "spent": spent, "per candidate": per}
-    found |= {"linear candidates": linear, "really trained": adapters}
+    found |= {"linear candidates": linear, "really trained": adapters, "one real training in the search": inside}
     RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(RESULT)
 
@@ -59,6 +64,7 @@ def seconds_alone(run: Path, loss: str) -> float:
     bench = Workbench(run)
     config, rates = bench.config, sorted({setting.learning_rate for setting in bench.settings})
     with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(cache_folder() / "models", Path(folder) / "models")
         options = {
             "model": config.model,
             "data": run / "search.jsonl",
