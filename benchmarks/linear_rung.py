@@ -4,9 +4,9 @@
 
 Objectives are the most unlike ones among the catalogue and four more, at two β each: DPO, then always the one whose
 fingerprint is farthest from all those taken. All learn at the rate in the middle of those that a search has candidates
-choose from. Writes benchmarks/results/linear_rung.json: per objective what both say, and Spearman's ρ over objectives
-with its interval for each measure; and what a candidate costs on either. Goes on where it stopped. The canary zero is
-run as well, and left out of all correlations.
+choose from. Writes benchmarks/results/linear_rung-DTYPE.json, by the precision of the model: per objective what both
+say, and Spearman's ρ over objectives with its interval for each measure; and what a candidate costs on either. Goes on
+where it stopped. The canary zero is run as well, and left out of all correlations.
 """
 
 import json
@@ -32,7 +32,7 @@ from sartor.evaluate.statistics import rank_correlation
 from sartor.machine import machine, set_up_memory
 from sartor.train.run import RunFolder
 
-RESULT = Path(__file__).parent / "results" / "linear_rung.json"
+RESULTS = Path(__file__).parent / "results"
 COUNT = 24
 BETAS = (0.1, 1.0)
 MORE = {
@@ -52,6 +52,7 @@ def main() -> None:
     run.write_json("kernel.json", seconds_of_kernel)
     done, rows = run.read_json("real.json") or {}, {}
     rates = sorted({setting.learning_rate for setting in bench.settings})
+    result = RESULTS / f"linear_rung-{bench.base.model.core.dtype}.json".replace("torch.", "")
     for name, (tree, beta) in {**unlike(COUNT), "zero": (known("zero"), BETAS[0])}.items():
         setting = Setting(beta, rates[len(rates) // 2])
         linear = run_linear(bench.search, kernel, [tree], [setting])[0]
@@ -61,8 +62,8 @@ def main() -> None:
         rows[name] = {"formula": to_python(tree), "setting": str(setting), "linear": record(linear), "real": real}
         print(f"\n{name}: {setting}", flush=True)
         found = summary(bench, rows, seconds_of_kernel)
-        RESULT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(RESULT)
+        result.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(result)
 
 
 def opened(arguments: list[str]) -> Workbench:
