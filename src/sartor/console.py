@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +13,7 @@ from rich.text import Text
 console = Console(stderr=True, highlight=False)  # results go to standard output, everything else here
 
 BETWEEN_LINES = 60.0  # seconds, where no terminal shows a bar that moves
+LABEL = 22  # characters, so that bars and lines stand below each other
 
 _active: list[bool] = []
 
@@ -58,13 +59,29 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress(label: str, total: float) -> Iterator[Callable[..., None]]:
-    """A progress bar; yields ``advance(amount, note)``. On a pipe it prints a line a minute, and one at the end.
+    """A progress bar; yields ``advance(amount, note)``. On a pipe it is a line a minute, and one at the end.
 
     Inside another bar it stays silent: one thing moves at a time.
     """
     if _active:
         yield lambda amount, note=None: None
         return
+    with _exclusive(), (_bar if console.is_terminal else _lines)(label, total) as advance:
+        yield advance
+
+
+class _Bars(Progress):
+    """With the note on a line of its own: beside the bar it would leave no room for the counts."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(f"{'':<{LABEL}} {task.fields['note']}")
+
+
+@contextmanager
+def _bar(label: str, total: float) -> Iterator[Callable[..., None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
@@ -72,22 +89,37 @@ def progress(label: str, total: float) -> Iterator[Callable[..., None]]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
     )
-    with _exclusive(), Progress(*columns, console=console) as bars:
-        bars.add_task(f"{label:<22}", total=total, note="")
-        (task,) = bars.tasks
-        told = began = time.monotonic()
+    with _Bars(*columns, console=console) as bars:
+        task = bars.add_task(f"{label:<{LABEL}}", total=total, note="")
 
         def advance(amount: float, note: str | None = None) -> None:
-            nonlocal told
-            bars.advance(task.id, amount)
+            bars.advance(task, amount)
             if note is not None:
-                bars.update(task.id, note=note)
-            now = time.monotonic()
-            if not console.is_terminal and now - told >= BETWEEN_LINES:
-                told = now
-                said = f", {task.fields['note']}" if task.fields["note"] else ""
-                say(f"{label:<22} {task.completed:,.0f} of {total:,.0f} after {duration(now - began)}{said}")
+                bars.update(task, note=note)
 
         yield advance
+
+
+@contextmanager
+def _lines(label: str, total: float) -> Iterator[Callable[..., None]]:
+    done, noted, told = 0.0, "", 0.0
+    began = time.monotonic()
+
+    def tell() -> None:
+        say(f"{label:<{LABEL}} {done:,.0f} of {total:,.0f} after {duration(time.monotonic() - began)}{noted}")
+
+    def advance(amount: float, note: str | None = None) -> None:
+        nonlocal done, noted, told
+        done += amount
+        if note is not None:
+            noted = f", {note}" if note else ""
+        now = time.monotonic() - began
+        if now - told >= BETWEEN_LINES:
+            told = now
+            tell()
+
+    try:
+        yield advance
+    finally:
+        tell()

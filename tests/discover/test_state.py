@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from sartor.discover.archive import Archive, Candidate
+from sartor.discover.language.known import CANARIES
 from sartor.discover.language.parse import parse
 from sartor.discover.rungs.outcome import Outcome, Setting
-from sartor.discover.state import State
+from sartor.discover.state import CANARY, NAMED, State
 
 PROMPTS, CANDIDATES = 16, 60
 
@@ -68,3 +69,18 @@ def test_of_those_that_train_alike_the_shortest_is_shown(tmp_path: Path) -> None
     assert state.kinds() == {1: 1, 2: 1, 3: 3, 4: 4}
     assert state.shortest() == {1: 2, 2: 2, 3: 3, 4: 4}
     assert [member.number for member in state.population().members] == [3, 2, 4]
+
+
+@pytest.mark.parametrize(("zero", "believed"), [(0.15, True), (0.2, False), (0.5, False)])
+def test_a_canary_as_good_as_half_of_the_known_losses_is_a_fault(tmp_path: Path, zero: float, believed: bool) -> None:
+    state = State(Archive(tmp_path / "archive.sqlite"), 0.1)
+    tree = parse("softplus(-(beta * margin))")
+    scores = {"dpo": 0.4, "ipo": 0.3, "hinge": 0.2, "sft": 0.1, "zero": zero, "inverted": -0.2}
+    with state.archive.writing():
+        for n, (name, score) in enumerate(scores.items(), start=1):
+            origin = CANARY if name in CANARIES else NAMED
+            state.add([Candidate(n, 0, origin, name, (), tree, "text")])
+            state.record("linear", [n], [Outcome(Setting(0.1, 1e-4), (score, score))])
+    words = {0.2: "no worse than 2 of 4", 0.5: "no worse than 4 of 4"}
+    expected = [] if believed else [f"on the linear rung the canary zero is {words[zero]} known losses"]
+    assert state.faults() == expected

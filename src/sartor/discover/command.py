@@ -23,7 +23,7 @@ from sartor.discover.results import best_so_far, describe, linear_unit, results,
 from sartor.discover.runner import Local, Runner
 from sartor.discover.source import loss_name, loss_source
 from sartor.discover.state import State
-from sartor.discover.workbench import ANSWERS, RETRIAL_ANSWERS, Base, Workbench
+from sartor.discover.workbench import Base, Workbench
 from sartor.errors import UserError, unknown
 from sartor.machine import machine, set_up_memory
 from sartor.report.discovery import write_discovery
@@ -187,7 +187,7 @@ def _new_candidates(race: Race, budget: Budget, clock: Clock) -> None:
 
 
 def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:
-    """Seconds of one candidate by rung, from the known losses; a retrial adds sampling, timed on a few answers."""
+    """Seconds of one candidate by rung, from the known losses."""
     unit = {}
     for rung in ("tabular", "linear", "adapter"):
         # The first one on a rung pays for memory and kernels, so the middle one is the usual one.
@@ -195,14 +195,9 @@ def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:
         unit[rung] = seconds[len(seconds) // 2]
     if not bench.config.seeds:
         return unit | {"retrial": 0.0}
-    sampling = 0.0
-    if bench.retrial.truth is not None:
-        more = RETRIAL_ANSWERS * len(set(bench.retrial.held_out.data.prompts))
-        more -= ANSWERS * len(set(bench.search.held_out.data.prompts))
-        sampling = bench.seconds_per_answer() * max(0, more)
     ratio = len(bench.retrial.train.data.trees) / len(bench.search.train.data.trees)
     dearer = bench.base.model.parameters / bench.proxy.model.parameters
-    return unit | {"retrial": unit["adapter"] * max(1.0, ratio) * dearer + sampling}
+    return unit | {"retrial": unit["adapter"] * max(1.0, ratio) * dearer}
 
 
 def _charged(archive: Archive, what: str, work: Callable[[], Any]) -> None:

@@ -4,7 +4,6 @@ A workbench is opened from a run folder alone, so a worker elsewhere opens the s
 folder: answers, reference log-probs, the linearised model.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,13 +22,11 @@ from sartor.discover.rungs.outcome import Outcome, Setting
 from sartor.errors import UserError
 from sartor.model.forward import check
 from sartor.model.load import LanguageModel, fingerprint, load
-from sartor.rollout.local import Sampling, sample
 from sartor.train.loop import default_learning_rate, steps_of
 from sartor.train.run import RunFolder
 
 BETAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # every candidate chooses for itself from these ...
-ANSWERS, RETRIAL_ANSWERS = 2, 4  # to each held-out prompt, by which a candidate is judged on the way and at its end
-TIMED = 16  # answers that the time of sampling is foretold from
+ANSWERS = 4  # to each held-out prompt, by which a candidate is judged; of fewer most of what is seen is noise
 RATES = (1.0, 2.5, 6.0)  # ... and from these multiples of the default learning rate of an adapter
 
 
@@ -87,12 +84,12 @@ class Workbench:
     @cached_property
     def search(self) -> Material:
         """What candidates train on and are judged by."""
-        return self._material("search", "search-held-out", ANSWERS, self.proxy)
+        return self._material("search", "search-held-out", self.proxy)
 
     @cached_property
     def retrial(self) -> Material:
-        """The same for winners, with more answers, and on the same model at the price of the search."""
-        found = self._material("retrial", "retrial-held-out", RETRIAL_ANSWERS, self.base)
+        """The same for winners, and on the same model at the price of the search."""
+        found = self._material("retrial", "retrial-held-out", self.base)
         if self.config.proxy or found.truth is None or self.search.truth is None:
             return found
         return replace(found, truth=replace(found.truth, price=self.search.truth.price))
@@ -142,7 +139,7 @@ class Workbench:
             scratch.rename(path)
         return Kernel(**load_file(path))
 
-    def _material(self, train: str, held_out: str, answers: int, base: Base) -> Material:
+    def _material(self, train: str, held_out: str, base: Base) -> Material:
         config, model = self.config, base.model
         parts = [read_part(config, self.run, model, base.weights, name) for name in (train, held_out)]
         if model.shares_prompts is None:
@@ -163,15 +160,8 @@ class Workbench:
                 raise UserError(
                     f"--score {scorer}: it scores all held-out answers alike, so nothing could be told apart"
                 )
-            truth = Truth(scorer, scored.price, config.task != "preferences", answers, config.max_new_tokens)
+            truth = Truth(scorer, scored.price, config.task != "preferences", ANSWERS, config.max_new_tokens)
         return Material(model, parts[0], parts[1], recipe, truth)
-
-    def seconds_per_answer(self) -> float:
-        """What sampling takes in the retrial, timed on one answer to some prompts."""
-        ids = [tree.prompt for tree in self.retrial.held_out.data.trees[:TIMED]]
-        began = time.perf_counter()
-        sample(self.base.model, ids, 1, Sampling(self.config.max_new_tokens))
-        return (time.perf_counter() - began) / len(ids)
 
 
 def job_of(
