@@ -1,5 +1,6 @@
 """A whole search on a tiny model: what it leaves behind, interrupted and resumed, and what it says of itself."""
 
+import itertools
 import json
 import random
 import signal
@@ -7,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ import torch
 from sartor import plugins
 from sartor.cli import main
 from sartor.config import DiscoverConfig
-from sartor.discover import race
+from sartor.discover import budget, race
 from sartor.discover.archive import Archive, Candidate
-from sartor.discover.budget import PER_ADAPTER, make_budget
+from sartor.discover.budget import PER_ADAPTER, Clock, make_budget
 from sartor.discover.command import run_discover
 from sartor.discover.language.expression import Expression
 from sartor.discover.language.known import KNOWN
@@ -177,13 +179,49 @@ def test_show_explains_any_candidate(whole: Path, capsys: pytest.CaptureFixture[
         ({"proxy": "smollm2", "seeds": 0}, "--proxy: the retrial alone trains --model"),
         ({"proposer": ("mutant",)}, "unknown proposer 'mutant'"),
         ({"start": ("dop",)}, "unknown loss to start with 'dop': did you mean 'dpop' or 'dpo'?"),
-        ({"candidates": None, "adapters": None, "budget": "1s"}, "--budget 1s: answers, reference and kernel took"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(options: dict[str, Any], changed: dict[str, Any], wanted: str) -> None:
     with pytest.raises(UserError, match=wanted.replace("?", r"\?")) as error:
         run_discover(DiscoverConfig(**{**options, **changed}))
     assert "\n" not in str(error.value)
+
+
+def test_a_budget_that_pays_for_too_little_is_said_in_a_line(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = {**options, "candidates": None, "adapters": None, "budget": "2h"}
+    wait = "a real training takes 1 h 7 min here, and 6 known losses and canaries wait for theirs with 53 min"
+    priced(monkeypatch, lambda trained: 4000.0)
+    with pytest.raises(UserError, match=f"--budget 2h: {wait}"):
+        run_discover(DiscoverConfig(**timed))
+    monkeypatch.setattr(Clock, "left", property(lambda clock: -60.0))
+    late = {**timed, "output": options["output"] / "late"}
+    with pytest.raises(UserError, match="--budget 2h: answers, reference and kernel took 2 h 1 min"):
+        run_discover(DiscoverConfig(**late))
+
+
+def test_dearer_trainings_leave_the_retrial_its_seeds(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (budget, race):
+        monkeypatch.setattr(module, "PER_ADAPTER", 2)  # what comes between is not the matter here
+    started = 6  # dpo, simpo and lrml, and three canaries
+    priced(monkeypatch, lambda trained: 1000.0 if trained < started else 1250.0)
+    timed = {**options, "candidates": None, "adapters": None, "start": ("dpo",), "budget": "22000s"}
+    run_discover(DiscoverConfig(**timed))
+    archive = Archive(options["output"] / "archive.sqlite", reads_only=True)
+    rungs = [result.rung for result in archive.results()]
+    assert (rungs.count("adapter") - started, rungs.count("retrial")) == (4, 2 * 4)
+    assert sum(archive.spent().values()) < 22000
+
+
+def priced(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
+    """Have real trainings cost this many seconds, by how many there were before."""
+    run, trained = Adapters.run, itertools.count()
+
+    def at_a_price(self: Adapters, tree: Expression, setting: Setting, seed: int = 0) -> Outcome:
+        return replace(run(self, tree, setting, seed), seconds=seconds(next(trained)))
+
+    monkeypatch.setattr(Adapters, "run", at_a_price)
 
 
 def test_with_a_proxy_only_the_retrial_trains_the_model(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sartor import plugins
@@ -191,8 +192,7 @@ def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:
     unit = {}
     for rung in ("tabular", "linear", "adapter"):
         # The first one on a rung pays for memory and kernels, so the middle one is the usual one.
-        seconds = sorted(state.results[rung, n].seconds for n in state.on(rung))
-        unit[rung] = seconds[len(seconds) // 2]
+        unit[rung] = median(state.results[rung, n].seconds for n in state.on(rung))
     if not bench.config.seeds:
         return unit | {"retrial": 0.0}
     ratio = len(bench.retrial.train.data.trees) / len(bench.search.train.data.trees)
