@@ -64,7 +64,8 @@ def seconds_alone(run: Path, loss: str) -> float:
     bench = Workbench(run)
     config, rates = bench.config, sorted({setting.learning_rate for setting in bench.settings})
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(cache_folder() / "models", Path(folder) / "models")
+        if (models := cache_folder() / "models").is_dir():  # weights at hand, as they are for the search
+            shutil.copytree(models, Path(folder) / "models")
         options = {
             "model": config.model,
             "data": run / "search.jsonl",

@@ -191,8 +191,8 @@ def test_a_budget_that_pays_for_too_little_is_said_in_a_line(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed = {**options, "candidates": None, "adapters": None, "budget": "2h"}
-    wait = "a real training takes 1 h 7 min here, and 6 known losses and canaries wait for theirs with 53 min"
-    priced(monkeypatch, lambda trained: 4000.0)
+    wait = "a real training takes 1 h 7 min here, and 6 known losses and canaries wait for theirs with 5. min"
+    priced(monkeypatch, lambda before: 4000.0)
     with pytest.raises(UserError, match=f"--budget 2h: {wait}"):
         run_discover(DiscoverConfig(**timed))
     monkeypatch.setattr(Clock, "left", property(lambda clock: -60.0))
@@ -201,17 +201,33 @@ def test_a_budget_that_pays_for_too_little_is_said_in_a_line(
         run_discover(DiscoverConfig(**late))
 
 
-def test_dearer_trainings_leave_the_retrial_its_seeds(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("first", "later", "limit", "trained", "retried"),
+    [
+        (1250.0, 1250.0, 22000, 4, 2 * 4),  # the race ends early enough for two seeds of four arms
+        (1500.0, 1500.0, 19500, 2, 4),  # too late for that: a second seed is not begun
+        (2000.0, 1000.0, 22000, 6, 2 * 4),  # one that was slow changes nothing
+    ],
+)
+def test_the_retrial_is_paid_at_the_price_that_was_seen(
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    first: float,
+    later: float,
+    limit: int,
+    trained: int,
+    retried: int,
+) -> None:
     for module in (budget, race):
         monkeypatch.setattr(module, "PER_ADAPTER", 2)  # what comes between is not the matter here
     started = 6  # dpo, simpo and lrml, and three canaries
-    priced(monkeypatch, lambda trained: 1000.0 if trained < started else 1250.0)
-    timed = {**options, "candidates": None, "adapters": None, "start": ("dpo",), "budget": "22000s"}
+    priced(monkeypatch, lambda before: 1000.0 if before < started else first if before == started else later)
+    timed = {**options, "candidates": None, "adapters": None, "start": ("dpo",), "budget": f"{limit}s"}
     run_discover(DiscoverConfig(**timed))
     archive = Archive(options["output"] / "archive.sqlite", reads_only=True)
     rungs = [result.rung for result in archive.results()]
-    assert (rungs.count("adapter") - started, rungs.count("retrial")) == (4, 2 * 4)
-    assert sum(archive.spent().values()) < 22000
+    assert (rungs.count("adapter") - started, rungs.count("retrial")) == (trained, retried)
+    assert sum(archive.spent().values()) < limit
 
 
 def priced(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float]) -> None:
@@ -257,6 +273,16 @@ def test_a_longer_budget_plans_more_on_top_of_what_was_done(options: dict[str, A
     assert more.adapters > hour.adapters
     assert more.linear - hour.linear == PER_ADAPTER * (more.adapters - hour.adapters)
     assert 6900 < more.forecast < 7200
+
+
+def test_little_time_takes_seeds_from_the_retrial_and_then_is_said_not_to_do(options: dict[str, Any]) -> None:
+    timed = DiscoverConfig(**{**options, "candidates": None, "adapters": None, "seeds": 5})
+    unit = {"tabular": 0.0, "linear": 0.0, "adapter": 40.0, "retrial": 50.0}
+    assert make_budget(replace(timed, budget="1h"), unit, 300.0).seeds == 5
+    short = make_budget(replace(timed, budget="20m"), unit, 300.0)
+    assert (short.seeds, short.adapters) == (3, 6)
+    with pytest.raises(UserError, match="with a retrial on 3 seeds takes about 11 min 12 s more; wanted 16 min 12 s"):
+        make_budget(replace(timed, budget="15m"), unit, 300.0)
 
 
 def test_a_search_that_nobody_judged_goes_on_with_a_longer_budget(options: dict[str, Any]) -> None:

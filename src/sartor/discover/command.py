@@ -123,6 +123,7 @@ def _race(
     race = Race(config, state, runner, proposers)
     known = len({*config.start, *(BASELINES if config.seeds else ())}) + len(CANARIES)
     with progress("known losses", known) as advance:
+        advance(len(set(state.started()) & set(state.on("adapter"))))
         race.told = lambda rung: advance(rung == "adapter", best_so_far(state))
         race.begin(clock)
     for fault in state.faults():
@@ -130,7 +131,7 @@ def _race(
     best = max(state.results["adapter", n].fitness for n in state.started())
     if bench.search.truth is None and best > FULL:
         say(f"note    known losses are at {best:.3g} of at most 1 bit: these data leave nothing to be better by")
-    budget = _planned(config, state, bench)
+    budget = _planned(race, bench)
     say(f"plan    {budget}{'' if config.candidates else f' of {config.budget}'}")
     if state.archive.read_meta("finalists") is None:
         _new_candidates(race, budget, clock)
@@ -139,19 +140,21 @@ def _race(
         say(f"retrial {', '.join(state.candidates[n].title for n in finalists)} with {budget.seeds} fresh seeds")
         arms = len(finalists) + len(BASELINES)
         with progress("retrial", budget.seeds * arms) as advance:
+            advance(state.archive.count("retrial"))
             race.told = lambda rung: advance(1)
             race.retry(budget, clock)
 
 
-def _planned(config: DiscoverConfig, state: State, bench: Workbench) -> Budget:
+def _planned(race: Race, bench: Workbench) -> Budget:
     """The plan: made once, and anew where a search goes on with another budget and no winner was judged yet."""
-    archive, spent = state.archive, sum(state.archive.spent().values())
+    config, state, archive = race.config, race.state, race.state.archive
+    spent = sum(archive.spent().values())
     budget = kept_budget(archive)
     if budget is None:
         budget = make_budget(config, _unit_costs(state, bench), spent)
     elif budget.given != config.budget and not archive.count("retrial"):
         done = (len(set(state.on(rung)) - set(state.started())) for rung in ("linear", "adapter"))
-        budget = make_budget(config, budget.unit, spent, *done)
+        budget = make_budget(config, race.unit(budget), spent, *done)
     else:
         return budget
     with archive.writing():
@@ -188,16 +191,18 @@ def _new_candidates(race: Race, budget: Budget, clock: Clock) -> None:
 
 
 def _unit_costs(state: State, bench: Workbench) -> dict[str, float]:
-    """Seconds of one candidate by rung, from the known losses."""
-    unit = {}
+    """Seconds of one candidate by rung, from the known losses; not from canaries, of which some need no training."""
+    unit, canaries = {}, set(state.canaries())
     for rung in ("tabular", "linear", "adapter"):
         # The first one on a rung pays for memory and kernels, so the middle one is the usual one.
-        unit[rung] = median(state.results[rung, n].seconds for n in state.on(rung))
+        unit[rung] = median(state.results[rung, n].seconds for n in set(state.on(rung)) - canaries)
     if not bench.config.seeds:
         return unit | {"retrial": 0.0}
-    ratio = len(bench.retrial.train.data.trees) / len(bench.search.train.data.trees)
-    dearer = bench.base.model.parameters / bench.proxy.model.parameters
-    return unit | {"retrial": unit["adapter"] * max(1.0, ratio) * dearer}
+    there, here = bench.retrial, bench.search
+    sides = ((there.train, here.train), (there.held_out, here.held_out))
+    more = max(1.0, *(len(new.data.trees) / len(old.data.trees) for new, old in sides))
+    larger = bench.base.model.parameters / bench.proxy.model.parameters
+    return unit | {"retrial": unit["adapter"] * more * larger}
 
 
 def _charged(archive: Archive, what: str, work: Callable[[], Any]) -> None:

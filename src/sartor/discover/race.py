@@ -14,7 +14,7 @@ import time
 from bisect import bisect, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import median_low
 
 import numpy as np
 
@@ -87,8 +87,8 @@ class Race:
         """New candidates, until the plan is worked off or the time for the race is over."""
         self.budget = budget
         arms = self.config.finalists + len(BASELINES)
-        self._left = lambda: clock.left - SPARE * budget.seeds * arms * self._unit(budget)["retrial"]
-        self._work(self._next, lambda job: self._left() > _cost([*self.open, job], self._unit(budget)))
+        self._left = lambda: clock.left - SPARE * budget.seeds * arms * self.unit(budget)["retrial"]
+        self._work(self._next, lambda job: self._left() > _cost([*self.open, job], self.unit(budget)))
 
     def retry(self, budget: Budget, clock: Clock) -> None:
         """Winners and what they are compared with, with fresh seeds, where the search never was."""
@@ -99,15 +99,16 @@ class Race:
         def affordable(job: Job) -> bool:
             # A seed counts once all arms have it, so it is begun only if there is time for all of them.
             rest = [other for other in jobs[jobs.index(job) :] if other.seed == job.seed]
-            return clock.left > _cost([*self.open, *rest], self._unit(budget))
+            return clock.left > _cost([*self.open, *rest], self.unit(budget))
 
         self._work(lambda: next(waiting, None), affordable)
 
-    def _unit(self, budget: Budget) -> dict[str, float]:
+    def unit(self, budget: Budget) -> dict[str, float]:
         """Seconds of one candidate by rung: as planned, or more where the real trainings since turn out dearer."""
-        planned, new = budget.unit["adapter"], set(self.state.on("adapter")) - set(self.state.started())
-        # The plan counts as one of them, so that a single slow training does not end the race.
-        seen = median([planned, *(self.state.results["adapter", n].seconds for n in new)])
+        planned = budget.unit["adapter"]
+        new = set(self.state.on("adapter")) - set(self.state.started())
+        # The plan counts as one of them, and of two middle ones the lower: a single slow training changes nothing.
+        seen = median_low([planned, *(self.state.results["adapter", n].seconds for n in new)])
         dearer = max(1.0, seen / planned)
         return {**budget.unit, "adapter": dearer * planned, "retrial": dearer * budget.unit["retrial"]}
 
