@@ -19,8 +19,7 @@ def test_on_a_pipe_progress_is_told_in_lines(
         advance(997)
     assert capfd.readouterr().err.splitlines() == [
         "search                 3 of 2,000 after 0.0 s, best #7 0.2",
-        "search                 1,000 of 2,000 after 0.0 s, best #7 0.2",
-        "search                 1,000 of 2,000 after 0.0 s, best #7 0.2",
+        "search                 1,000 of 2,000 after 0.0 s, best #7 0.2",  # at the end not once more
     ]
 
 

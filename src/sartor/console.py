@@ -103,15 +103,17 @@ def _bar(label: str, total: float) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def _lines(label: str, total: float) -> Iterator[Callable[..., None]]:
-    done, noted, told = 0.0, "", 0.0
+    done, noted, told, news = 0.0, "", 0.0, True
     began = time.monotonic()
 
     def tell() -> None:
+        nonlocal news
+        news = False
         say(f"{label:<{LABEL}} {done:,.0f} of {total:,.0f} after {duration(time.monotonic() - began)}{noted}")
 
     def advance(amount: float, note: str | None = None) -> None:
-        nonlocal done, noted, told
-        done += amount
+        nonlocal done, noted, told, news
+        done, news = done + amount, True
         if note is not None:
             noted = f", {note}" if note else ""
         now = time.monotonic() - began
@@ -122,4 +124,5 @@ def _lines(label: str, total: float) -> Iterator[Callable[..., None]]:
     try:
         yield advance
     finally:
-        tell()
+        if news:
+            tell()
