@@ -226,7 +226,9 @@ def describe(state: State, n: int) -> dict[str, Any]:
     found |= {"thought": one.thought, "refusal": one.refusal, "twin": one.twin, "text": one.text}
     if one.tree is None:
         return found
-    outcome = state.results.get(("adapter", n)) or state.results.get(("linear", n))
+    retried = retrial_results(state.archive).get(n)  # with a proxy this alone trained --model, at a rate of its own
+    searched = state.results.get(("adapter", n)) or state.results.get(("linear", n))
+    outcome = retried[0].outcome if retried else searched
     beta = outcome.setting.beta if outcome else state.beta
     drawn = shape(as_term(one.tree, beta=beta))
     found |= {
